@@ -1,0 +1,108 @@
+"""`Dialect`: how a model writes its actions, and how what it sees is put to it.
+
+A dialect turns text into a `ToolCall` or a named `FormatError`, and the environment's news into messages. It never runs a
+tool, never touches a model, and never guesses: a message it cannot read strictly is a `FormatError`, whatever a lenient
+parser could have made of it.
+
+Invariants
+1. `parse` is total: any string gives a `Parsed`, no string raises.
+2. `rebuilds_context` says which of two shapes the conversation has: growing (each observation is appended), or rebuilt
+   (each step is a fresh prompt with every clip again, as LOVE-R1 does).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from closeup.agent.messages import Message
+from closeup.tools.base import Tool
+
+FormatOutcome = Literal[
+    "ok",  # a call was read, its arguments were valid and the tool ran
+    "no_call",  # text without an action
+    "several_calls",  # more than one action in a message
+    "broken_call",  # an action that is not closed or not valid JSON
+    "unknown_tool",  # no tool of that name
+    "bad_arguments",  # wrong types, missing or unknown fields, NaN, infinity
+    "refused",  # the tool ran and said why it will not
+    "unfinished",  # the message was cut at its token limit
+    "media_tokens",  # the model wrote placeholders of images or videos
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One action as the model wrote it: the tool's name and its raw arguments."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class FormatError:
+    """Why a message could not be taken as one action: a named outcome, and a sentence for the model."""
+
+    outcome: FormatOutcome
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A message read by a dialect: the thought (may be empty), and one call or one format error."""
+
+    thought: str
+    action: ToolCall | FormatError
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """All an observation is built from; dialects that rebuild the context need all of it, growing ones only the news.
+
+    Attributes:
+        question: the task's question block, as the prompt set renders it.
+        overviews: the overview message's content, as `(heading, clip)` pairs, one or more per video.
+        clips: close looks and resamples shown so far, oldest first, as `(heading, clip)` pairs.
+        news: what the last action gave, as text (a tool's text, or an error sentence).
+        new_clips: clips the last action gave, as `(heading, clip)` pairs.
+        failed: the last action was a format error or a refusal.
+        forced: this is the last step; only an answer is taken.
+    """
+
+    question: str
+    overviews: tuple[tuple[str, Any], ...] = ()
+    clips: tuple[tuple[str, Any], ...] = ()
+    news: str = ""
+    new_clips: tuple[tuple[str, Any], ...] = ()
+    failed: bool = False
+    forced: bool = False
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Dialect(ABC):
+    """How one family of agents writes actions. Stateless: one instance serves every episode."""
+
+    name: ClassVar[str]
+    rebuilds_context: ClassVar[bool] = False
+
+    @abstractmethod
+    def parse(self, text: str) -> Parsed:
+        """Read one assistant message. Never raises."""
+
+    @abstractmethod
+    def start(self, view: View, *, system: str) -> tuple[Message, ...]:
+        """The messages an episode opens with."""
+
+    @abstractmethod
+    def observe(self, view: View, *, system: str) -> tuple[Message, ...]:
+        """What follows an assistant message: news to append, or, if `rebuilds_context`, the whole new context."""
+
+    @abstractmethod
+    def forced_prefix(self, tools: Sequence[type[Tool[Any]]]) -> str:
+        """The beginning of an assistant message that can only become an answer."""
+
+    @abstractmethod
+    def write(self, thought: str, call: ToolCall) -> str:
+        """The assistant message that says `thought` and makes `call`: the inverse of `parse`, for experts and tests."""

@@ -1,0 +1,147 @@
+"""`Task`: a question about zero or more videos, with whatever is known of its answer.
+
+A row of a task file (JSON Lines) is `{"id"?, "video" | "videos", "question", "options"?, "answer"?, "evidence"?, "kind"?,
+"answer_kind"?, "subtitles"?, "audio"?}`; video paths are relative to the file. `load_tasks` says which line is wrong and why.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+AnswerKind = Literal["choice", "numeric", "text", "ocr", "regression", "grounding"]
+Window = tuple[float, float]
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+class TaskError(ValueError):
+    """A task or task file that cannot be used; the message names file, line, fault and what is accepted."""
+
+
+class Cue(BaseModel):
+    """One subtitle: text shown from `start` to `end` (seconds)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    start: float = Field(ge=0, allow_inf_nan=False)
+    end: float = Field(ge=0, allow_inf_nan=False)
+    text: str
+
+
+class Task(BaseModel):
+    """A question, the videos it is about, and what is known of its answer.
+
+    Attributes:
+        id: name of the task, unique in its file.
+        videos: paths of the video files, in the order tools index them; may be empty (a text-only task).
+        question: what is asked.
+        options: answer options; empty for free answers. Option i has letter `LETTERS[i]`.
+        answer: gold answer: the exact text of an option, or free text; None when unknown.
+        evidence: gold windows `(start, end)` in seconds; () when unknown.
+        answer_kind: how an answer is judged.
+        kind: a label to report accuracy by.
+        subtitles: timed cues, shown beside the frames they belong to.
+        audio: path of a sound track, for models that listen; carried, not used by vision-only policies.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = "task"
+    videos: tuple[Path, ...] = ()
+    question: str = Field(min_length=1)
+    options: tuple[str, ...] = ()
+    answer: str | None = None
+    evidence: tuple[Window, ...] = ()
+    answer_kind: AnswerKind = "choice"
+    kind: str = ""
+    subtitles: tuple[Cue, ...] = ()
+    audio: Path | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Task:
+        if len(self.options) > len(LETTERS):
+            raise ValueError(f"at most {len(LETTERS)} options, got {len(self.options)}")
+        if len(set(self.options)) != len(self.options):
+            raise ValueError("two options have the same text")
+        if self.options and self.answer is not None and self.answer not in self.options:
+            raise ValueError(f"the answer {self.answer!r} is none of the options {list(self.options)}")
+        for start, end in self.evidence:
+            if not 0 <= start <= end:
+                raise ValueError(f"evidence window [{start:g}, {end:g}] is not an interval of seconds")
+        return self
+
+    @property
+    def letters(self) -> str:
+        """The letters of the options, in order."""
+        return LETTERS[: len(self.options)]
+
+    @property
+    def gold_choice(self) -> str | None:
+        """Letter of the gold answer, when there are options and it is known."""
+        if not self.options or self.answer is None:
+            return None
+        return LETTERS[self.options.index(self.answer)]
+
+
+def task_from_row(row: dict[str, Any], *, folder: Path, default_id: str) -> Task:
+    """Build a `Task` from one row of a task file; relative paths are taken from `folder`. Raises `ValueError`."""
+    row = dict(row)
+    if "video" in row and "videos" in row:
+        raise ValueError("give 'video' or 'videos', not both")
+    videos = row.pop("videos", None)
+    if "video" in row:
+        videos = [row.pop("video")]
+    if not isinstance(videos or [], list) or not all(isinstance(v, str) for v in videos or []):
+        raise ValueError("'video' is a path and 'videos' a list of paths")
+    known = set(Task.model_fields)
+    extra = sorted(set(row) - known - {"duration", "meta"})
+    if extra:
+        raise ValueError(f"unknown fields {extra}; accepted: {sorted(known | {'video', 'duration', 'meta'})}")
+    fields = {k: v for k, v in row.items() if k in known}
+    fields["videos"] = [str(folder / v) for v in videos or []]
+    if fields.get("audio"):
+        fields["audio"] = str(folder / fields["audio"])
+    fields["id"] = str(fields.get("id", default_id))
+    if "answer_kind" not in fields and not fields.get("options"):
+        fields["answer_kind"] = "text"
+    try:
+        return Task.model_validate_json(json.dumps(fields))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(p) for p in first["loc"])
+        raise ValueError(f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}") from None
+
+
+def load_tasks(path: Path) -> list[Task]:
+    """Read a task file (JSON Lines). Raises `TaskError` with file and line for the first fault."""
+    return [task for _, task in iter_tasks(path)]
+
+
+def iter_tasks(path: Path) -> Iterator[tuple[int, Task]]:
+    """Yield `(line number, Task)`; raises `TaskError` at a row that cannot be used."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise TaskError(
+            f"no task file at {path}; make one with: closeup data needles --count 16 --seed 1 --out DIR"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError(f"cannot read the task file {path}: {error}") from None
+    seen: set[str] = set()
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError(f"a row is a JSON object, got {type(row).__name__}")
+            task = task_from_row(row, folder=path.parent, default_id=f"{path.stem}-{number}")
+            if task.id in seen:
+                raise ValueError(f"the id {task.id!r} stands on an earlier line too")
+        except ValueError as error:
+            raise TaskError(f"{path}, line {number}: {error}") from None
+        seen.add(task.id)
+        yield number, task

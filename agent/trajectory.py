@@ -1,0 +1,189 @@
+"""`Trajectory`: the immutable, versioned record of an episode; one JSON object per line of a `.jsonl` file.
+
+The trainer, the demo, the viewer, replay and export all read this one record.
+
+Invariants
+1. Token ids are exact: `full_prompt_ids(i) + steps[i].ids` is what the policy saw and sampled at step i, token for token.
+2. `steps[i].parent` is the step whose prompt and completion are a prefix of step i's prompt, or None when the context was
+   built anew: a rebuilt context is one more path from the root.
+3. A reward that was not scored is None, never 0.
+4. Clips are requests, by key; `clips[key]` says what each really became (times, size, tokens, bad packets).
+5. A reader of version N reads every version <= N and refuses a later one by name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from closeup.agent.messages import Message
+from closeup.agent.task import Task
+from closeup.tools.video.clip import Clip
+
+VERSION = 1
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ClipRecord(_Record):
+    """What a clip became: real presentation times (seconds), frame size (height, width) in pixels, tokens, faults."""
+
+    clip: Clip
+    times: tuple[float, ...]
+    size: tuple[int, int]
+    tokens: int
+    bad_packets: int = 0
+    backend: str = "pyav"
+    seconds: float = 0.0
+
+
+class CallRecord(_Record):
+    """The action a step took, as written: tool and raw arguments."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+class StepRecord(_Record):
+    """One assistant message and what came of it.
+
+    Attributes:
+        parent: see invariant 2.
+        messages: the messages this step's prompt added to its parent's context (the whole context when parent is None).
+        prompt_ids: ids those messages became (assistant prefix included); None for policies without tokens.
+        text, ids, logprobs, finish: the completion (see `policies.base.Completion`).
+        thought, call: what the dialect read in it; `outcome` its format outcome, `note` the sentence told to the model.
+        clips: keys of the clips the call gave.
+        rewards: streams by name; None = not scored.
+        forced: only an answer was taken at this step.
+        seconds: wall time of generation and of the tool.
+    """
+
+    parent: int | None = None
+    messages: tuple[Message, ...] = ()
+    assistant_prefix: str = ""
+    prompt_ids: tuple[int, ...] | None = None
+    text: str = ""
+    ids: tuple[int, ...] | None = None
+    logprobs: tuple[float, ...] | None = None
+    finish: Literal["stop", "length", "cancelled", "error"] = "stop"
+    thought: str = ""
+    call: CallRecord | None = None
+    outcome: str = "ok"
+    note: str = ""
+    clips: tuple[str, ...] = ()
+    rewards: dict[str, float | None] = Field(default_factory=dict)
+    forced: bool = False
+    generate_seconds: float = 0.0
+    tool_seconds: float = 0.0
+
+
+class Outcome(_Record):
+    """How the episode ended.
+
+    Attributes:
+        terminated: the agent answered; truncated: a budget ran out (`reason` names it); failed: the episode broke
+            (`reason` says how) and is data to be masked.
+        answer: the option's exact text or the free text; choice: its letter.
+        evidence: cited windows (seconds) inside windows that were watched closely.
+        correct: the answer equals the gold answer; None when that cannot be told.
+    """
+
+    terminated: bool = False
+    truncated: bool = False
+    failed: bool = False
+    reason: str = ""
+    answer: str | None = None
+    choice: str | None = None
+    evidence: tuple[tuple[float, float], ...] = ()
+    correct: bool | None = None
+    steps: int = 0
+    frames: int = 0
+    visual_tokens: int = 0
+    seconds: float = 0.0
+
+
+class Trajectory(_Record):
+    """The record of one episode. See the module's invariants."""
+
+    version: int = VERSION
+    id: str
+    task: Task
+    settings: dict[str, Any] = Field(default_factory=dict)
+    videos: dict[str, str] = Field(default_factory=dict)
+    steps: tuple[StepRecord, ...] = ()
+    clips: dict[str, ClipRecord] = Field(default_factory=dict)
+    outcome: Outcome = Outcome()
+
+    def path_to(self, index: int) -> tuple[int, ...]:
+        """Indices of the steps from the root of `index`'s path to `index` itself."""
+        path = [index]
+        while (parent := self.steps[path[0]].parent) is not None:
+            path.insert(0, parent)
+        return tuple(path)
+
+    def full_prompt_ids(self, index: int) -> tuple[int, ...]:
+        """Every id before step `index`'s completion. Raises `ValueError` when a step of its path has no ids."""
+        ids: list[int] = []
+        for i in self.path_to(index):
+            step = self.steps[i]
+            if step.prompt_ids is None or step.ids is None:
+                raise ValueError(f"step {i} of trajectory {self.id!r} has no token ids (its policy gave none)")
+            ids.extend(step.prompt_ids)
+            if i != index:
+                ids.extend(step.ids)
+        return tuple(ids)
+
+    def context(self, index: int) -> tuple[Message, ...]:
+        """Every message before step `index`'s completion, assistant messages of its path included."""
+        messages: list[Message] = []
+        for i in self.path_to(index):
+            messages.extend(self.steps[i].messages)
+            if i != index:
+                messages.append(Message.of("assistant", self.steps[i].text))
+        return tuple(messages)
+
+
+class TrajectoryError(ValueError):
+    """A trajectory file that cannot be read; the message names file, line and fault."""
+
+
+def write_trajectories(path: Path, trajectories: Iterable[Trajectory], *, append: bool = False) -> None:
+    """Write one trajectory per line; with `append` after those already there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a" if append else "w", encoding="utf-8") as file:
+        for trajectory in trajectories:
+            file.write(trajectory.model_dump_json() + "\n")
+            file.flush()
+
+
+def read_trajectories(path: Path) -> Iterator[Trajectory]:
+    """Yield the trajectories of a file. Raises `TrajectoryError` with file and line at the first that cannot be read."""
+    try:
+        file = path.open(encoding="utf-8")
+    except OSError as error:
+        raise TrajectoryError(f"cannot read {path}: {error.strerror or error}") from None
+    with file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                version = row.get("version") if isinstance(row, dict) else None
+                if isinstance(version, int) and version > VERSION:
+                    raise TrajectoryError(
+                        f"{path}, line {number}: written in format {version}, this closeup reads up to {VERSION}; upgrade closeup"
+                    )
+                yield Trajectory.model_validate_json(line)
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(str(p) for p in first["loc"])
+                raise TrajectoryError(f"{path}, line {number}: not a trajectory: {where}: {first['msg']}") from None
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise TrajectoryError(f"{path}, line {number}: not JSON ({error})") from None

@@ -1,0 +1,1 @@
+"""closeup.tools: typed tools, the registry and frames by time. Imports without torch."""

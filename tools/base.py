@@ -1,0 +1,150 @@
+"""What a tool is: one class with pydantic arguments; everything else derives from it.
+
+`class ZoomClip(Tool[ZoomArgs])` is the only declaration. Its JSON schema (prompts, OpenAI `tools=`, MCP, demo) comes from
+`spec()`, its description from the class docstring, its name from `name` or the class name.
+
+Invariants
+1. `ToolError` is an answer to the model; any other exception is a bug and is never shown to it.
+2. A tool returns requests for frames (`Clip`), never pixels: the policy resolves them at the size its model takes.
+3. Arguments are validated strictly: no string is taken for a number, no unknown field, no NaN, no infinity.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from closeup.tools.rules import ToolRules
+from closeup.tools.video.clip import Clip
+from closeup.tools.video.reader import Video
+
+
+class ToolError(Exception):
+    """A refusal the model is told about: what was wrong, what was given, what is allowed."""
+
+
+class ToolArgs(BaseModel):
+    """Base of every tool's arguments: frozen, unknown fields refused, numbers finite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The agent's final answer.
+
+    Attributes:
+        choice: letter of the chosen option ("A" is the first), or None for a free answer.
+        text: the option's exact text, or the free text.
+        evidence: windows `(start, end)` in seconds the agent cites.
+    """
+
+    choice: str | None
+    text: str
+    evidence: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """What a tool gives back: text, clips to be shown, or the final answer (which ends the episode)."""
+
+    text: str = ""
+    clips: tuple[Clip, ...] = ()
+    answer: Answer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolContext:
+    """What a tool may look at: the task's videos, what was watched already, and the rules in force.
+
+    Attributes:
+        videos: the task's opened videos, in the task's order.
+        seen: clips shown so far (the overview first), oldest first.
+        rules: limits on windows and frames (seconds, frames, pixels).
+        options: the task's answer options; empty for free answers.
+        frames_left: frames the episode's budget still allows, or None when unbounded.
+    """
+
+    videos: tuple[Video, ...] = ()
+    seen: tuple[Clip, ...] = ()
+    rules: ToolRules = field(default_factory=ToolRules)
+    options: tuple[str, ...] = ()
+    frames_left: int | None = None
+
+    def video(self, index: int = 0) -> Video:
+        """The video with this index; raises `ToolError` when there is none."""
+        if not 0 <= index < len(self.videos):
+            known = f"0 to {len(self.videos) - 1}" if self.videos else "none: this task has no video"
+            raise ToolError(f"there is no video {index}; accepted: {known}")
+        return self.videos[index]
+
+
+ArgsT = TypeVar("ArgsT", bound=ToolArgs)
+
+
+class Tool(ABC, Generic[ArgsT]):
+    """A typed action. Subclass as `class MyTool(Tool[MyArgs])`, write a docstring, implement `run`.
+
+    Class attributes:
+        name: what the model writes; default: the class name in snake_case.
+        Args: the arguments model, taken from the type parameter.
+        closeup_view: True when the returned clips are close looks that may serve as evidence.
+    """
+
+    name: ClassVar[str] = ""
+    Args: ClassVar[type[ToolArgs]] = ToolArgs
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for base in getattr(cls, "__orig_bases__", ()):
+            origin = get_origin(base)
+            if isinstance(origin, type) and issubclass(origin, Tool):
+                (args,) = get_args(base)
+                if isinstance(args, type) and issubclass(args, ToolArgs):
+                    cls.Args = args
+        if not cls.__dict__.get("name"):
+            cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+
+    @abstractmethod
+    def run(self, args: ArgsT, context: ToolContext) -> ToolResult:
+        """Carry out the action. Raises `ToolError` for what the model should be told; anything else is a bug."""
+
+    @classmethod
+    def description(cls) -> str:
+        """The class docstring's first paragraph, on one line."""
+        text = (cls.__doc__ or "").strip().split("\n\n")[0]
+        return " ".join(text.split())
+
+    @classmethod
+    def spec(cls) -> dict[str, Any]:
+        """The tool as an OpenAI function schema: the one source for prompts, servers and pages."""
+        schema = cls.Args.model_json_schema()
+        parameters = {k: v for k, v in schema.items() if k not in ("title", "description")}
+        for value in parameters.get("properties", {}).values():
+            value.pop("title", None)
+        function = {"name": cls.name, "description": cls.description(), "parameters": parameters}
+        return {"type": "function", "function": function}
+
+    @classmethod
+    def parse_args(cls, arguments: Mapping[str, Any]) -> ToolArgs:
+        """Validate raw arguments strictly. Raises `ToolError` with one sentence per fault."""
+        try:
+            return cls.Args.model_validate_json(json.dumps(dict(arguments)), strict=True)
+        except ValidationError as error:
+            faults = "; ".join(_fault(e) for e in error.errors()[:3])
+            accepted = ", ".join(cls.Args.model_fields)
+            raise ToolError(f"wrong arguments for {cls.name}: {faults}. Accepted: {accepted}") from None
+        except (ValueError, RecursionError) as error:
+            raise ToolError(f"wrong arguments for {cls.name}: {error}") from None
+
+
+def _fault(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"]) or "arguments"
+    given = repr(error.get("input"))
+    return f"{where}: {error['msg'].lower()} (given {given if len(given) <= 60 else given[:57] + '...'})"

@@ -1,0 +1,1 @@
+"""Frames by time, exactly: `Video`, `Clip`, `Frames`, sampling and the decoding backends."""
