@@ -43,6 +43,17 @@ class ClipRecord(_Record):
     seconds: float = 0.0
 
 
+class VideoRecord(_Record):
+    """A video of the episode: where it was, and what it is (seconds, pixels as displayed, frames per second)."""
+
+    path: str
+    duration: float
+    width: int
+    height: int
+    fps: float
+    codec: str
+
+
 class CallRecord(_Record):
     """The action a step took, as written: tool and raw arguments."""
 
@@ -116,7 +127,7 @@ class Trajectory(_Record):
     id: str
     task: Task
     settings: dict[str, Any] = Field(default_factory=dict)
-    videos: dict[str, str] = Field(default_factory=dict)
+    videos: dict[str, VideoRecord] = Field(default_factory=dict)
     steps: tuple[StepRecord, ...] = ()
     clips: dict[str, ClipRecord] = Field(default_factory=dict)
     outcome: Outcome = Outcome()
