@@ -117,11 +117,18 @@ def task_from_row(row: dict[str, Any], *, folder: Path, default_id: str) -> Task
 
 def load_tasks(path: Path) -> list[Task]:
     """Read a task file (JSON Lines). Raises `TaskError` with file and line for the first fault."""
-    return [task for _, task in iter_tasks(path)]
+    tasks = []
+    for _, task in read_rows(path):
+        if isinstance(task, TaskError):
+            raise task
+        tasks.append(task)
+    if not tasks:
+        raise TaskError(f"{path} holds no task")
+    return tasks
 
 
-def iter_tasks(path: Path) -> Iterator[tuple[int, Task]]:
-    """Yield `(line number, Task)`; raises `TaskError` at a row that cannot be used."""
+def read_rows(path: Path) -> Iterator[tuple[int, Task | TaskError]]:
+    """Yield `(line number, task or what is wrong with the line)`. Raises `TaskError` when the file itself cannot be read."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -141,7 +148,8 @@ def iter_tasks(path: Path) -> Iterator[tuple[int, Task]]:
             task = task_from_row(row, folder=path.parent, default_id=f"{path.stem}-{number}")
             if task.id in seen:
                 raise ValueError(f"the id {task.id!r} stands on an earlier line too")
-        except ValueError as error:
-            raise TaskError(f"{path}, line {number}: {error}") from None
+        except (ValueError, RecursionError) as error:
+            yield number, TaskError(f"{path}, line {number}: {error}")
+            continue
         seen.add(task.id)
         yield number, task

@@ -1,0 +1,187 @@
+"""The one entry point, `closeup`: commands, their options, and nothing else.
+
+Each command's work lives in a module of its own, imported when the command runs, so `closeup --help` loads neither torch nor
+pydantic. Exit codes are in `closeup.app.errors`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from closeup import __version__
+from closeup.app.errors import USAGE, complain, guarded
+
+app = typer.Typer(
+    name="closeup",
+    help="Agents that watch long videos: skim, zoom in through typed tools, answer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data = typer.Typer(help="Make and check task files.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+ModelOption = Annotated[str, typer.Option("--model", help="'tiny' (bundled), a checkpoint folder, or a hub id.")]
+PresetOption = Annotated[
+    str | None, typer.Option("--preset", help="Dialect, prompts, budgets and tool rules by name, or a .json file.")
+]
+StepsOption = Annotated[
+    int | None, typer.Option("--max-steps", min=1, max=256, help="Assistant messages at most; the last must answer.")
+]
+TemperatureOption = Annotated[float | None, typer.Option("--temperature", min=0.0, max=10.0, help="0 is greedy.")]
+ToolsOption = Annotated[
+    str | None, typer.Option("--tools", help="Names of the tools in force, comma-separated; 'none' leaves only answer.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        sys.stdout.write(f"closeup {__version__}\n")
+        raise typer.Exit(0)
+
+
+@app.command()
+def ask(
+    video: Annotated[Path, typer.Argument(help="A video file.")],
+    question: Annotated[str, typer.Argument(help="What you want to know.")],
+    option: Annotated[list[str] | None, typer.Option("--option", help="One possible answer; repeat.")] = None,
+    subtitles: Annotated[Path | None, typer.Option("--subtitles", help="An .srt or .vtt file.")] = None,
+    model: ModelOption = "tiny",
+    preset: PresetOption = None,
+    max_steps: StepsOption = None,
+    tools: ToolsOption = None,
+    temperature: TemperatureOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    save: Annotated[Path | None, typer.Option("--save", help="Append the trajectory to this .jsonl file.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the sampling.")] = 0,
+) -> None:
+    """Ask a question about a video and watch the agent find the answer."""
+    from closeup.app.ask import AskOptions, run
+
+    raise typer.Exit(
+        run(
+            AskOptions(
+                video=video,
+                question=question,
+                options=tuple(option or ()),
+                subtitles=subtitles,
+                model=model,
+                preset=preset,
+                max_steps=max_steps,
+                tools=tools,
+                temperature=temperature,
+                as_json=as_json,
+                save=save,
+                seed=seed,
+            )
+        )
+    )
+
+
+@app.command(name="eval")
+def evaluate(
+    tasks: Annotated[Path, typer.Argument(help="A task file (JSON Lines).")],
+    model: ModelOption = "tiny",
+    preset: PresetOption = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for trajectories and the summary.")] = None,
+    max_steps: StepsOption = None,
+    tools: ToolsOption = None,
+    temperature: TemperatureOption = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N tasks.")] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, max=256, help="Episodes that run together.")] = 16,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the sampling.")] = 0,
+) -> None:
+    """Accuracy, zoom hits, steps and tokens on a task file; stop it and run it again to go on."""
+    from closeup.app.evaluate import EvalOptions, run
+
+    raise typer.Exit(
+        run(
+            EvalOptions(
+                tasks=tasks,
+                model=model,
+                preset=preset,
+                out=out,
+                max_steps=max_steps,
+                tools=tools,
+                temperature=temperature,
+                limit=limit,
+                batch=batch,
+                as_json=as_json,
+                seed=seed,
+            )
+        )
+    )
+
+
+@app.command()
+def replay(
+    file: Annotated[Path, typer.Argument(help="A trajectory file (JSON Lines).")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per trajectory.")] = False,
+) -> None:
+    """Run recorded messages through the environment again and report every difference."""
+    from closeup.app.replay import run
+
+    raise typer.Exit(run(file, as_json=as_json))
+
+
+@app.command()
+def tools(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the schemas as one JSON list.")] = False,
+) -> None:
+    """List every tool, its arguments and the package it comes from."""
+    from closeup.app.tools import run
+
+    raise typer.Exit(run(as_json=as_json))
+
+
+@data.command()
+def needles(
+    count: Annotated[int, typer.Option("--count", min=1, max=100_000, help="Tasks to make, one video each.")],
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Task i depends on the seed and i alone.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the videos and tasks.jsonl.")],
+    seconds: Annotated[str, typer.Option("--seconds", help="Shortest and longest video, A:B.")] = "16:120",
+) -> None:
+    """Generate videos with small things to find, and questions about them."""
+    from closeup.app.data import make_needles
+
+    raise typer.Exit(make_needles(count, seed, out, seconds))
+
+
+@data.command()
+def validate(
+    file: Annotated[Path, typer.Argument(help="A task file (JSON Lines).")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Check that videos open, windows lie inside them, and the gold answer scores 1.0."""
+    from closeup.app.data import validate_file
+
+    raise typer.Exit(validate_file(file, as_json=as_json))
+
+
+def main() -> None:
+    """Console entry point: runs a command and leaves with its exit code."""
+    raise SystemExit(guarded(_run))
+
+
+def _run() -> int:
+    command = typer.main.get_command(app)
+    try:
+        result = command.main(args=sys.argv[1:], prog_name="closeup", standalone_mode=False)
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
+            message = error.format_message().rstrip(".")
+            if message:  # without one it is `closeup` alone, which has just printed its help
+                complain(f"{message}. Try: closeup --help")
+            return USAGE
+        if type(error).__name__ == "Abort":
+            raise KeyboardInterrupt from None
+        raise
+    return result if isinstance(result, int) else 0
