@@ -1,0 +1,70 @@
+"""`Probe`: what a file says about itself, read once, and what can really be decoded from it.
+
+Time zero is the start time of the chosen video stream; without one, the presentation time of its first frame.
+The duration reaches from time zero to the end of the last frame that can be presented: the largest presentation time
+plus that packet's own duration, read from the last packets of the file (not from the header, which lies for truncated
+files and counts the audio). When those packets are damaged, the last frames are decoded to see which one is the last.
+
+Invariants
+1. Everything in ticks is in units of `time_base`, counted from the container's own zero, as PTS are.
+2. `width` and `height` are as displayed: the sample aspect ratio stretches the width, then the picture is turned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from closeup.tools.video.localfile import FileStamp
+from closeup.tools.video.orientation import Orientation
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One file's chosen video stream.
+
+    Attributes:
+        stamp: which version of which file. identity: its content identity.
+        container, codec: FFmpeg's names ("mov,mp4,m4a,3gp,3g2,mj2", "h264"). stream: index of the video stream.
+        time_base: seconds per tick. start: time zero, ticks. first: PTS of the first frame, ticks.
+        end: end of the last frame, ticks.
+        coded_width, coded_height: pixels as stored. aspect: sample aspect ratio. orientation: turn and mirror.
+        fps, nominal_fps: average and nominal frame rate. damaged: the end of the file is cut off or unreadable.
+    """
+
+    stamp: FileStamp
+    identity: str
+    container: str
+    codec: str
+    stream: int
+    time_base: Fraction
+    start: int
+    first: int
+    end: int
+    coded_width: int
+    coded_height: int
+    aspect: Fraction
+    orientation: Orientation
+    fps: float
+    nominal_fps: float
+    damaged: bool
+
+    @property
+    def duration(self) -> float:
+        """Seconds from time zero to the end of the last frame."""
+        return float((self.end - self.start) * self.time_base)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Displayed (height, width) in pixels."""
+        return self.orientation.stored((self.coded_height, max(1, round(self.coded_width * self.aspect))))
+
+    def seconds(self, ticks: int) -> float:
+        """A PTS as seconds from time zero."""
+        return float((ticks - self.start) * self.time_base)
+
+    def ticks(self, seconds: float) -> int:
+        """The last PTS at or before `seconds` from time zero, with room for a float's rounding (below a thousandth tick)."""
+        position = seconds / float(self.time_base)
+        slack = 1e-6 + abs(position) * 4e-16
+        return self.start + int((position + slack) // 1)
