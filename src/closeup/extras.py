@@ -4,8 +4,8 @@
 bring. Torch-free, so every room may use it.
 
 Invariants
-1. Only the absence of the wanted module itself becomes `MissingExtra`. A module that is there but fails to load (a library
-   of the system is missing, a version does not fit) raises what it raised: installing it again would not help.
+1. Only the absence of the wanted module itself becomes `MissingExtra`. A module that is there but fails to load (a
+   library of the system is missing, a version does not fit) raises what it raised: installing it again would not help.
 2. The extras named here are those of `pyproject.toml` (a test compares them).
 """
 
@@ -38,8 +38,8 @@ def install_line(extra: str) -> str:
 def require(extra: str, module: str) -> ModuleType:
     """Import and return `module` (dotted name), which the extra `extra` installs.
 
-    Raises `MissingExtra` (an ImportError) if the module or the package it lives in is not installed, ValueError if there is
-    no such extra, and whatever the module itself raises while it loads.
+    Raises `MissingExtra` (an ImportError) if the module or the package it lives in is not installed, ValueError if
+    there is no such extra, and whatever the module itself raises while it loads.
     """
     install_line(extra)
     try:
