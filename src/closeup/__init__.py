@@ -1,8 +1,8 @@
 """closeup: agents that watch long videos.
 
 The rooms are `closeup.tools`, `closeup.agent`, `closeup.rl`, `closeup.prompts` and `closeup.app` (real folders at the
-repository's root; `src/closeup/` holds links to them). Importing this package is cheap: nothing heavy is loaded before a
-name below is used.
+repository's root; `src/closeup/` holds links to them). Importing this package is cheap: nothing heavy is loaded before
+a name below is used.
 """
 
 from __future__ import annotations

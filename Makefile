@@ -1,0 +1,60 @@
+# `make ask` and `make test` work on a fresh machine: each sets up .venv first, once. `make help` lists the rest.
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+# The bundled example. Your own: make ask VIDEO=film.mp4 QUESTION="When does she open the letter?" OPTIONS=
+VIDEO ?= app/examples/needle.mp4
+QUESTION ?= Which digit is in the red box?
+OPTIONS ?=
+MODEL ?= tiny
+PYTEST_ARGS ?=
+export VENV VIDEO QUESTION MODEL
+
+.DEFAULT_GOAL := help
+.PHONY: help ask test test-slow setup setup-dev check lint types imports tiny bench-decode bench-tiny readme clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+ask: setup ## Ask the bundled model about the bundled video, and watch it look
+	@$(BIN)/closeup ask "$$VIDEO" "$$QUESTION" $(OPTIONS) --model "$$MODEL"
+
+test: setup-dev ## The default tests (minutes)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-slow: setup-dev ## Long fuzzing, packaging, everything marked slow
+	$(BIN)/python -m pytest -m "slow and not vllm and not browser and not distributed and not gpu" $(PYTEST_ARGS)
+
+setup: ## Make .venv with closeup and its dependencies
+	@.ci/make-venv base
+
+setup-dev: ## The same, with what the tests and checks need
+	@.ci/make-venv dev
+
+check: lint types imports ## Lint, format, types, import directions
+
+lint: setup-dev ## ruff: rules and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: setup-dev ## mypy --strict over the package
+	$(BIN)/mypy
+
+imports: setup-dev ## prompts <- tools <- agent <- rl <- app, and no torch below agent
+	$(BIN)/lint-imports
+
+tiny: setup ## Retrain the bundled model from nothing and evaluate it
+	$(BIN)/python -m closeup.rl.tiny
+
+bench-decode: setup-dev ## Decoding against decord, torchcodec and ffmpeg
+	$(BIN)/python benchmarks/decode.py
+
+bench-tiny: setup ## Accuracy of the bundled model against its baselines
+	$(BIN)/python benchmarks/tiny.py
+
+readme: setup ## Write the committed results into README.md and docs/
+	$(BIN)/python benchmarks/readme.py
+
+clean: ## Remove .venv, caches and build products (trained models in .tiny stay)
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis src/*.egg-info
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
