@@ -1,7 +1,7 @@
 """The one entry point, `closeup`: commands, their options, and nothing else.
 
-Each command's work lives in a module of its own, imported when the command runs, so `closeup --help` loads neither torch nor
-pydantic. Exit codes are in `closeup.app.errors`.
+Each command's work lives in a module of its own, imported when the command runs, so `closeup --help` loads neither
+torch nor pydantic. Exit codes are in `closeup.app.errors`.
 """
 
 from __future__ import annotations

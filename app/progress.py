@@ -1,17 +1,26 @@
-"""Progress on standard error: a bar in a terminal, silence elsewhere, so that standard output stays machine-readable."""
+"""Progress on standard error: a bar in a terminal, silence elsewhere; standard output stays machine-readable."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
+
+
+class Advance(Protocol):
+    """Moves a bar to `done`, of `total` when that has become known."""
+
+    def __call__(self, done: int, total: int | None = None) -> None:
+        """Show the new state."""
+        ...
 
 
 @contextmanager
-def bar(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Yield `advance(done)`, which moves the bar to `done` of `total` (None: unknown)."""
+def bar(title: str, total: int | None) -> Iterator[Advance]:
+    """Yield a function that moves the bar to `done` of `total` (None: unknown)."""
     if not sys.stderr.isatty():
-        yield lambda done: None
+        yield lambda done, total=None: None
         return
     from rich.console import Console
     from rich.progress import (
@@ -32,4 +41,8 @@ def bar(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(title, total=total)
-        yield lambda done: progress.update(task, completed=done)
+
+        def advance(done: int, total: int | None = None) -> None:
+            progress.update(task, completed=done, **({} if total is None else {"total": total}))
+
+        yield advance

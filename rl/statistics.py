@@ -1,8 +1,8 @@
 """What a set of trajectories says: accuracy with intervals, zoom hits, steps and tokens, overall and per kind of task.
 
-Every accuracy in this project is computed here, from recorded trajectories alone, so a result can be recomputed from its
-file. Failed episodes (a broken video, a policy error) are counted apart and never as wrong; truncated ones are wrong and
-counted, because truncation before the answer is the most common silent failure of such agents.
+Every accuracy in this project is computed here, from recorded trajectories alone, so a result can be recomputed from
+its file. Failed episodes (a broken video, a policy error) are counted apart, never as wrong; truncated ones are wrong
+and counted, because truncation before the answer is the most common silent failure of such agents.
 """
 
 from __future__ import annotations
