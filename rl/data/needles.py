@@ -29,6 +29,8 @@ from closeup.rl.data.needle_world import FPS, LONGEST, SECONDS, SIDE, Scene, pla
 
 EVALUATION_SEEDS = 500_000
 SHORTEST = 16
+MARK = "closeup needles"
+"""Written into every generated file, so that a program can tell this world from any other (`is_needle`)."""
 
 
 def plan(seed: int, index: int, seconds: tuple[float, float] = SECONDS) -> tuple[Scene, Needle, np.random.Generator]:
@@ -59,6 +61,7 @@ def encode(frames: Iterable[Pixels], path: Path) -> None:
     partial = path.with_name(path.name + ".part")
     options = {"crf": "20", "preset": "veryfast", "g": "50", "threads": "1"}
     with av.open(str(partial), "w", format="mp4") as container:
+        container.metadata["comment"] = MARK
         stream = container.add_stream("libx264", rate=FPS, options=options)
         stream.width = stream.height = SIDE
         stream.pix_fmt = "yuv420p"
@@ -68,6 +71,15 @@ def encode(frames: Iterable[Pixels], path: Path) -> None:
         for packet in stream.encode():
             container.mux(packet)
     partial.replace(path)
+
+
+def is_needle(path: Path) -> bool:
+    """Whether a video file was generated here, by the mark in its container; False for files that do not open."""
+    try:
+        with av.open(str(path)) as container:
+            return container.metadata.get("comment") == MARK
+    except (OSError, av.error.FFmpegError):
+        return False
 
 
 def row(seed: int, index: int, scene: Scene, needle: Needle, video: str) -> dict[str, Any]:
