@@ -1,1 +1,66 @@
-"""closeup.tools: typed tools, the registry and frames by time. Imports without torch."""
+"""closeup.tools: typed tools, the registry and frames by time. Imports without torch; names load when used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from closeup.tools.base import Answer, Tool, ToolArgs, ToolContext, ToolError, ToolResult
+    from closeup.tools.call import ToolTimeout, run_tool
+    from closeup.tools.registry import (
+        DuplicateTool,
+        PluginWarning,
+        ToolEntry,
+        UnknownTool,
+        register_tool,
+        registered_tools,
+        tool_entries,
+    )
+    from closeup.tools.rules import ToolRules
+    from closeup.tools.video import Clip, Video
+
+__all__ = [
+    "Answer",
+    "Clip",
+    "DuplicateTool",
+    "PluginWarning",
+    "Tool",
+    "ToolArgs",
+    "ToolContext",
+    "ToolEntry",
+    "ToolError",
+    "ToolResult",
+    "ToolRules",
+    "ToolTimeout",
+    "UnknownTool",
+    "Video",
+    "register_tool",
+    "registered_tools",
+    "run_tool",
+    "tool_entries",
+]
+
+_MODULES = {
+    "base": ("Answer", "Tool", "ToolArgs", "ToolContext", "ToolError", "ToolResult"),
+    "call": ("ToolTimeout", "run_tool"),
+    "registry": (
+        "DuplicateTool",
+        "PluginWarning",
+        "ToolEntry",
+        "UnknownTool",
+        "register_tool",
+        "registered_tools",
+        "tool_entries",
+    ),
+    "rules": ("ToolRules",),
+    "video": ("Clip", "Video"),
+}
+_LAZY = {name: f"closeup.tools.{module}" for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        import importlib
+
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'closeup.tools' has no attribute {name!r}; it has: {', '.join(__all__)}")

@@ -1,12 +1,13 @@
 """What a tool is: one class with pydantic arguments; everything else derives from it.
 
-`class ZoomClip(Tool[ZoomArgs])` is the only declaration. Its JSON schema (prompts, OpenAI `tools=`, MCP, demo) comes from
-`spec()`, its description from the class docstring, its name from `name` or the class name.
+`class ZoomClip(Tool[ZoomArgs])` is the only declaration. Its JSON schema (prompts, OpenAI `tools=`, MCP, demo) comes
+from `spec()`, its description from the class docstring, its name from `name` or the class name.
 
 Invariants
 1. `ToolError` is an answer to the model; any other exception is a bug and is never shown to it.
 2. A tool returns requests for frames (`Clip`), never pixels: the policy resolves them at the size its model takes.
 3. Arguments are validated strictly: no string is taken for a number, no unknown field, no NaN, no infinity.
+4. A tool keeps nothing between calls: the same arguments in the same context give the same result.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from closeup.tools.rules import ToolRules
+from closeup.tools.schema import parameters_schema
 from closeup.tools.video.clip import Clip
-from closeup.tools.video.reader import Video
+
+if TYPE_CHECKING:
+    from closeup.tools.video.reader import Video
 
 
 class ToolError(Exception):
@@ -65,7 +69,7 @@ class ToolContext:
 
     Attributes:
         videos: the task's opened videos, in the task's order.
-        seen: clips shown so far (the overview first), oldest first.
+        seen: clips shown so far, oldest first; the first clip of each video is its overview.
         rules: limits on windows and frames (seconds, frames, pixels).
         options: the task's answer options; empty for free answers.
         frames_left: frames the episode's budget still allows, or None when unbounded.
@@ -80,8 +84,9 @@ class ToolContext:
     def video(self, index: int = 0) -> Video:
         """The video with this index; raises `ToolError` when there is none."""
         if not 0 <= index < len(self.videos):
-            known = f"0 to {len(self.videos) - 1}" if self.videos else "none: this task has no video"
-            raise ToolError(f"there is no video {index}; accepted: {known}")
+            last = len(self.videos) - 1
+            known = "0" if last == 0 else f"0 to {last}" if last > 0 else "none, this task has no video"
+            raise ToolError(f"there is no video {_short(index)}. Accepted: {known}.")
         return self.videos[index]
 
 
@@ -94,7 +99,6 @@ class Tool(ABC, Generic[ArgsT]):
     Class attributes:
         name: what the model writes; default: the class name in snake_case.
         Args: the arguments model, taken from the type parameter.
-        closeup_view: True when the returned clips are close looks that may serve as evidence.
     """
 
     name: ClassVar[str] = ""
@@ -124,27 +128,38 @@ class Tool(ABC, Generic[ArgsT]):
     @classmethod
     def spec(cls) -> dict[str, Any]:
         """The tool as an OpenAI function schema: the one source for prompts, servers and pages."""
-        schema = cls.Args.model_json_schema()
-        parameters = {k: v for k, v in schema.items() if k not in ("title", "description")}
-        for value in parameters.get("properties", {}).values():
-            value.pop("title", None)
-        function = {"name": cls.name, "description": cls.description(), "parameters": parameters}
+        function = {"name": cls.name, "description": cls.description(), "parameters": parameters_schema(cls.Args)}
         return {"type": "function", "function": function}
 
     @classmethod
     def parse_args(cls, arguments: Mapping[str, Any]) -> ToolArgs:
         """Validate raw arguments strictly. Raises `ToolError` with one sentence per fault."""
+        accepted = ", ".join(cls.Args.model_fields) or "no arguments"
+        if not isinstance(arguments, Mapping):
+            raise ToolError(f"wrong arguments for {cls.name}: an object is needed, got {_short(arguments)}")
         try:
             return cls.Args.model_validate_json(json.dumps(dict(arguments)), strict=True)
         except ValidationError as error:
             faults = "; ".join(_fault(e) for e in error.errors()[:3])
-            accepted = ", ".join(cls.Args.model_fields)
             raise ToolError(f"wrong arguments for {cls.name}: {faults}. Accepted: {accepted}") from None
-        except (ValueError, RecursionError) as error:
-            raise ToolError(f"wrong arguments for {cls.name}: {error}") from None
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ToolError(f"wrong arguments for {cls.name}: {_short(str(error))}. Accepted: {accepted}") from None
 
 
 def _fault(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"]) or "arguments"
-    given = repr(error.get("input"))
-    return f"{where}: {error['msg'].lower()} (given {given if len(given) <= 60 else given[:57] + '...'})"
+    where = _short(".".join(str(part) for part in error["loc"]), quote=False) or "arguments"
+    if error["type"] == "missing":
+        return f"{where} is missing"
+    if error["type"] == "extra_forbidden":
+        return f"there is no argument {where}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{where}: {message[:1].lower()}{message[1:]} (given {_short(error.get('input'))})"
+
+
+def _short(value: Any, *, quote: bool = True, limit: int = 60) -> str:
+    """`value` as text of at most `limit` characters; total, whatever the value is (a 10,000-digit number included)."""
+    try:
+        text = repr(value) if quote else str(value)
+    except (ValueError, RecursionError):
+        text = f"a {type(value).__name__} too large to show"
+    return text if len(text) <= limit else text[: limit - 3] + "..."
