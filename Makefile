@@ -3,9 +3,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 # The bundled example. Your own: make ask VIDEO=film.mp4 QUESTION="When does she open the letter?" OPTIONS=
-VIDEO ?= app/examples/needle.mp4
-QUESTION ?= Which digit is in the red box?
-OPTIONS ?=
+VIDEO ?= app/examples/digit.mp4
+QUESTION ?= Which digit is in the orange box?
+OPTIONS ?= --option 5 --option 1 --option 6 --option 7
 MODEL ?= tiny
 PYTEST_ARGS ?=
 export VENV VIDEO QUESTION MODEL
