@@ -3,6 +3,7 @@
 Importing this package loads neither torch nor a decoder; the decoder is loaded when the first file is opened.
 """
 
+from closeup.tools.video.cache import cache_stats, clear_caches, set_cache_limits
 from closeup.tools.video.clip import Clip, window_iou
 from closeup.tools.video.errors import (
     BackendMissing,
@@ -16,8 +17,9 @@ from closeup.tools.video.errors import (
     VideoError,
     VideoNotFound,
 )
+from closeup.tools.video.facts import Probe
 from closeup.tools.video.frames import Frames
-from closeup.tools.video.reader import Video
+from closeup.tools.video.reader import Video, probe
 
 __all__ = [
     "BackendMissing",
@@ -29,9 +31,14 @@ __all__ = [
     "NoVideoStream",
     "NotAFile",
     "NotAVideo",
+    "Probe",
     "UnsupportedByBackend",
     "Video",
     "VideoError",
     "VideoNotFound",
+    "cache_stats",
+    "clear_caches",
+    "probe",
+    "set_cache_limits",
     "window_iou",
 ]

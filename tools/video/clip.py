@@ -1,8 +1,8 @@
 """`Clip`: an immutable request for frames, addressed by time in seconds.
 
 A clip names the video by content identity, a window, how the window is sampled and how large a frame may be. It holds
-no pixels: `Video.frames(clip, size)` resolves it. Being frozen, hashable and JSON-serialisable, it is what tools return,
-what trajectories store and what caches are keyed by.
+no pixels: `Video.frames(clip, size)` resolves it. Being frozen, hashable and JSON-serialisable, it is what tools
+return, what trajectories store and what caches are keyed by.
 
 Invariants
 1. Exactly one of `num_frames` and `fps` is set.

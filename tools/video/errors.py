@@ -39,7 +39,7 @@ class FileChanged(VideoError):
 
 
 class UnsupportedByBackend(VideoError):
-    """The chosen backend is known to return wrong frames for this file, so it refuses by name; another backend may not."""
+    """The chosen backend is known to return wrong frames for this file, so it refuses; another backend may not."""
 
 
 class BackendMissing(VideoError):

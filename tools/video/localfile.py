@@ -1,12 +1,12 @@
 """Which paths are read at all, and what names their content.
 
 Only plain files of this machine are opened. Addresses (http://, rtsp://) and FFmpeg's own protocols (concat:, pipe:,
-subfile,...) are refused before FFmpeg sees them; pipes, devices and folders are refused before anything is opened, so that
-nothing can hang; FFmpeg then gets an absolute path, the `file` protocol and a list of self-contained formats, so that a
-playlist cannot make it read another file.
+subfile,...) are refused before FFmpeg sees them; pipes, devices and folders are refused before anything is opened, so
+that nothing can hang; FFmpeg then gets an absolute path, the `file` protocol and a list of self-contained formats, so
+that a playlist cannot make it read another file.
 
 Invariants
-1. `content_identity` reads at most 3 MiB whatever the file's size, and depends on the bytes only, never on name or date.
+1. `content_identity` reads at most 3 MiB whatever the file's size; it depends on the bytes only, not on name or date.
 2. Two `FileStamp`s are equal only while the file has not been replaced or rewritten in between (as far as its size,
    inode and modification time tell).
 """
@@ -84,7 +84,7 @@ def content_identity(path: str, size: int) -> str:
     edit elsewhere that keeps the length is not seen.
     """
     digest = hashlib.sha256(f"closeup-video-1:{size}:".encode())
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         if size <= 3 * BLOCK:
             digest.update(file.read())
         else:

@@ -26,7 +26,7 @@ class Orientation:
 
     @property
     def degrees(self) -> int:
-        """Counter-clockwise turn in degrees (0, 90, 180, 270) of the stored picture, before a mirror if there is one."""
+        """Counter-clockwise turn of the stored picture in degrees (0, 90, 180, 270), before a mirror if any."""
         if self.transpose:
             return 90 if self.reverse_rows else 270
         return 180 if self.reverse_rows else 0

@@ -2,8 +2,8 @@
 
 Invariants
 1. Time is seconds from the start of the video stream; the frame for t is the last one with presentation time <= t.
-2. The answer depends on the file, the times, the size, the mode and the backend only; never on what was asked before, on
-   which thread asks, or on what the caches hold.
+2. The answer depends on the file, the times, the size, the mode and the backend only; never on what was asked before,
+   on which thread asks, or on what the caches hold.
 3. A file that changes after it was opened is an error (`FileChanged`), never a mixture.
 """
 
@@ -17,10 +17,17 @@ from types import TracebackType
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
+from closeup.tools.video import cache
+from closeup.tools.video.backends import load
+from closeup.tools.video.backends.base import Order
 from closeup.tools.video.clip import Clip
+from closeup.tools.video.facts import Probe
 from closeup.tools.video.frames import Frames
+from closeup.tools.video.index import StreamIndex
 from closeup.tools.video.localfile import stamp, verify
+from closeup.tools.video.overlay import draw
 
 MAX_RESULT_BYTES = 16 << 30  # a request for more pixels than this is a mistake
 
@@ -44,15 +51,15 @@ class Video:
         Raises:
             VideoError: one of its sub-classes says what is wrong with the file or the backend.
         """
-        from closeup.tools.video.backends import _pyav
-
         if threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
         self.path = Path(os.fsdecode(path))
         self.backend = backend
         self._threads = threads
         self._closed = False
-        self._probe = _pyav.probe(stamp(path))
+        self._decoder = load(backend)
+        self._probe = probe(path)
+        self._decoder.check(self._probe)
 
     @property
     def identity(self) -> str:
@@ -135,22 +142,42 @@ class Video:
         verify(self._probe.stamp)
         return self._decode(times, (height, width), mode, overlay)
 
-    def _decode(self, times: Sequence[float], size: tuple[int, int], mode: str, overlay: str | None) -> Frames:
-        from closeup.tools.video.backends.cursor import Cursor
-        from closeup.tools.video.pixels import to_rgb
-
-        probe = self._probe
-        cursor = Cursor(probe.stamp.path, probe.stream, start=probe.start, threads=self._threads)
+    def _decode(
+        self, times: Sequence[float], size: tuple[int, int], mode: Literal["exact", "keyframe"], overlay: str | None
+    ) -> Frames:
+        probe, backend = self._probe, self._decoder
+        places: dict[int, list[int]] = {}
+        for place, time in enumerate(times):
+            places.setdefault(min(max(probe.ticks(time), probe.first), probe.end), []).append(place)
         pixels = np.empty((len(times), *size, 3), dtype=np.uint8)
         shown = np.empty(len(times), dtype=np.float64)
-        order = sorted(range(len(times)), key=times.__getitem__)
-        for i in order:
-            frame, _ = cursor.at(min(max(probe.ticks(times[i]), probe.first), probe.end))
-            assert frame.pts is not None
-            pixels[i] = to_rgb(frame, size, probe.orientation)
-            shown[i] = probe.seconds(frame.pts)
-        bad = len(cursor.bad)
-        cursor.close()
+
+        def put(tick: int, pts: int, picture: NDArray[np.uint8]) -> None:
+            for place in places[tick]:
+                pixels[place] = picture
+                shown[place] = probe.seconds(pts)
+
+        def key(pts: int) -> cache.FrameKey:
+            made_by = f"{backend.name}-{backend.version}"
+            return cache.FrameKey(probe.identity, probe.stream, pts, made_by, backend.resizer, size, overlay)
+
+        index = _index(probe)
+        missing = []
+        for tick in sorted(places):
+            pts = index.shown(tick) if mode == "exact" else index.key_shown(tick)
+            picture = None if pts is None else cache.frames.get(key(pts))
+            if pts is None or picture is None:
+                missing.append(tick)
+            else:
+                put(tick, pts, picture)
+        if missing:
+            for shot in backend.shots(probe, index, Order(missing, size, mode), self._threads):
+                picture = np.ascontiguousarray(draw(overlay, shot.pixels, probe.seconds(shot.pts)))
+                put(shot.tick, shot.pts, picture)
+                picture.flags.writeable = False
+                cache.frames.put(key(shot.pts), picture, picture.nbytes)
+            cache.knowledge.put(("index", probe.identity, probe.stream), index, index.nbytes)
+        bad = index.add_bad(set())
         return Frames(pixels, shown, np.array(times, dtype=np.float64), bad, self.backend, mode)
 
     def close(self) -> None:
@@ -170,6 +197,27 @@ class Video:
             f"Video({str(self.path)!r}, {self.duration:.2f} s, {self.width}x{self.height}, {self.fps:.3g} fps, "
             f"{self.codec}, backend={self.backend!r})"
         )
+
+
+def probe(path: str | os.PathLike[str]) -> Probe:
+    """What a local file says about itself (duration, size, codec, …), without keeping it open.
+
+    Raises:
+        VideoError: one of its sub-classes says what is wrong with the file.
+    """
+    from closeup.tools.video.probing import read_facts
+
+    found = stamp(path)
+    facts = cache.knowledge.setdefault(("probe", found), lambda: read_facts(found), lambda _: 1024)
+    assert isinstance(facts, Probe)
+    return facts
+
+
+def _index(facts: Probe) -> StreamIndex:
+    key = ("index", facts.identity, facts.stream)
+    index = cache.knowledge.setdefault(key, lambda: StreamIndex(facts.bad), lambda _: 1024)
+    assert isinstance(index, StreamIndex)
+    return index
 
 
 def fit(size: tuple[int, int], pixels: int) -> tuple[int, int]:

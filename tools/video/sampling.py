@@ -14,7 +14,8 @@ Placement = Literal["ends", "left", "centre"]
 def uniform(start: float, end: float, count: int, *, placement: Placement = "ends") -> tuple[float, ...]:
     """`count` times spread evenly over `[start, end]` (seconds).
 
-    "ends" includes both ends (one frame: the middle), "left" the left edge of `count` equal bins, "centre" their middle.
+    "ends" includes both ends (one frame: the middle), "left" takes the left edge of `count` equal bins, "centre" their
+    middle.
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")

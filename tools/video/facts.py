@@ -29,7 +29,8 @@ class Probe:
         time_base: seconds per tick. start: time zero, ticks. first: PTS of the first frame, ticks.
         end: end of the last frame, ticks.
         coded_width, coded_height: pixels as stored. aspect: sample aspect ratio. orientation: turn and mirror.
-        fps, nominal_fps: average and nominal frame rate. damaged: the end of the file is cut off or unreadable.
+        fps, nominal_fps: average and nominal frame rate. bad: packets at a damaged end of the file
+            that cannot be decoded, by position in bytes.
     """
 
     stamp: FileStamp
@@ -47,7 +48,7 @@ class Probe:
     orientation: Orientation
     fps: float
     nominal_fps: float
-    damaged: bool
+    bad: frozenset[int | None]
 
     @property
     def duration(self) -> float:
@@ -64,7 +65,7 @@ class Probe:
         return float((ticks - self.start) * self.time_base)
 
     def ticks(self, seconds: float) -> int:
-        """The last PTS at or before `seconds` from time zero, with room for a float's rounding (below a thousandth tick)."""
+        """The last tick at or before `seconds` from time zero, with room for a float's rounding."""
         position = seconds / float(self.time_base)
         slack = 1e-6 + abs(position) * 4e-16
         return self.start + int((position + slack) // 1)

@@ -1,0 +1,102 @@
+"""Skimming: the last key frame at or before a time, decoded alone.
+
+A key frame needs no other picture, so a skim costs one picture per distinct key frame instead of the whole way from it
+to the time asked for. The frame carries its own time, so the label stays exact while the instant is approximate.
+
+Which key frames there are comes from the container's index where that is complete (mp4, mkv, avi); otherwise the
+packets are read once from end to end, without decoding. mp4 lists decoding times, which are never later than
+presentation times: there a listed stamp only proposes a key frame, and its own packet decides.
+
+Invariant: the result is the key frame with the largest PTS <= t that decodes by itself; before the first, the first.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from fractions import Fraction
+
+import av.error
+from av import VideoFrame
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from closeup.tools.video.backends.cursor import Cursor, open_container
+from closeup.tools.video.facts import Probe
+from closeup.tools.video.index import StreamIndex
+
+
+def key_frame_at(cursor: Cursor, probe: Probe, index: StreamIndex, tick: int) -> VideoFrame:
+    """The decoded key frame for `tick`.
+
+    Raises:
+        LookupError: no key frame of the stream can be decoded.
+    """
+    keys = index.keys
+    if keys is None:
+        keys = list_keys(probe)
+        index.list_keys(keys)
+    by_dts = lists_decoding_times(probe)
+    count = bisect_right(keys, tick)
+    for stamp in [*reversed(keys[:count]), *keys[count:]]:
+        packet = cursor.key_packet(stamp, by_dts=by_dts)
+        if packet is not None and packet.pts is not None:
+            index.learn_key(stamp, packet.pts)
+            if packet.pts > tick and stamp <= tick:
+                continue  # listed before the target by its decoding time, but shown after it
+        frame = None if packet is None else cursor.decode_alone(packet)
+        if frame is not None:
+            assert frame.pts is not None
+            index.learn_key(stamp, frame.pts)
+            return frame
+        index.learn_key(stamp, None)
+    raise LookupError(f"no key frame of {probe.stamp.path!r} can be decoded")
+
+
+def lists_decoding_times(probe: Probe) -> bool:
+    """Whether the container's index holds decoding times rather than presentation times."""
+    return probe.container.startswith("mov")
+
+
+def list_keys(probe: Probe) -> list[int]:
+    """Stamps of all key frames in ticks, ascending, from a freshly opened file (so that they are always the same)."""
+    with open_container(probe.stamp.path) as container:
+        stream = container.streams[probe.stream]
+        assert isinstance(stream, VideoStream)
+        return _from_index(container, stream, probe) or _from_packets(container, stream)
+
+
+def _from_index(container: InputContainer, stream: VideoStream, probe: Probe) -> list[int]:
+    """The container's own list, or nothing where it may be incomplete."""
+    if probe.container.startswith("matroska"):
+        try:  # the list at the end of the file is read at the first seek
+            container.seek(probe.end, stream=stream, backward=True)
+        except av.error.FFmpegError:
+            return []
+    entries = stream.index_entries
+    if not len(entries):
+        return []
+    if probe.container.startswith("mov"):  # lists every sample; a fragmented file only those already met
+        reach = entries[len(entries) - 1].timestamp
+        if (probe.end - reach) * probe.time_base > Fraction(1):
+            return []
+    elif not probe.container.startswith(("matroska", "avi")):
+        return []
+    return sorted({entry.timestamp for entry in entries if entry.is_keyframe and not entry.is_discard})
+
+
+def _from_packets(container: InputContainer, stream: VideoStream) -> list[int]:
+    """Read every packet once."""
+    try:
+        container.seek(stream.start_time or 0, stream=stream, backward=True)
+    except av.error.FFmpegError:
+        container.seek(0, backward=True)
+    stamps: set[int] = set()
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except (StopIteration, av.error.FFmpegError):
+            return sorted(stamps)
+        at = packet.pts if packet.pts is not None else packet.dts
+        if packet.is_keyframe and packet.size and at is not None and not packet.is_discard:
+            stamps.add(at)
