@@ -2,10 +2,13 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-# The bundled example. Your own: make ask VIDEO=film.mp4 QUESTION="When does she open the letter?" OPTIONS=
-VIDEO ?= app/examples/digit.mp4
+# The bundled example. Your own: make ask VIDEO=film.mp4 QUESTION="When does she open the letter?"
+EXAMPLE := app/examples/digit.mp4
+VIDEO ?= $(EXAMPLE)
 QUESTION ?= Which digit is in the orange box?
+ifeq ($(VIDEO),$(EXAMPLE))
 OPTIONS ?= --option 5 --option 1 --option 6 --option 7
+endif
 MODEL ?= tiny
 PYTEST_ARGS ?=
 export VENV VIDEO QUESTION MODEL

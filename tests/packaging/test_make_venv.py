@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -109,16 +108,3 @@ def test_a_finished_part_is_not_installed_again(checkout: Path) -> None:
         file.write("# a change\n")
     assert make_venv(checkout, "base").returncode == 0
     assert count() == 3
-
-
-def test_the_makefile_lists_and_knows_its_targets(root: Path) -> None:
-    """`make help` names every public target, and make can resolve each without running it."""
-    make = shutil.which("make")
-    if make is None:
-        pytest.skip("make is not installed")
-    shown = subprocess.run([make, "help"], cwd=root, capture_output=True, text=True, env=dict(os.environ), timeout=60)
-    targets = [line.split()[1] for line in shown.stdout.splitlines() if line.startswith("  make ")]
-    assert {"help", "ask", "test", "test-slow", "setup", "lint", "types", "imports", "tiny", "clean"} <= set(targets)
-    for target in targets:
-        dry = subprocess.run([make, "-n", target], cwd=root, capture_output=True, text=True, timeout=60)
-        assert dry.returncode == 0, (target, dry.stderr)
