@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         tool_entries,
     )
     from closeup.tools.rules import ToolRules
+    from closeup.tools.testing import check_tool
     from closeup.tools.video import Clip, Video
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "ToolTimeout",
     "UnknownTool",
     "Video",
+    "check_tool",
     "register_tool",
     "registered_tools",
     "run_tool",
@@ -53,6 +55,7 @@ _MODULES = {
         "tool_entries",
     ),
     "rules": ("ToolRules",),
+    "testing": ("check_tool",),
     "video": ("Clip", "Video"),
 }
 _LAZY = {name: f"closeup.tools.{module}" for module, names in _MODULES.items() for name in names}

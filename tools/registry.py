@@ -84,8 +84,8 @@ def registered_tools(names: Sequence[str] | None = None) -> dict[str, type[Tool[
 def tool_entries(names: Sequence[str] | None = None) -> dict[str, ToolEntry]:
     """The tools by name with their origin.
 
-    Raises `DuplicateTool` when two sources offer one name, and, with `names`, `UnknownTool` for one that is not there or
-    does not load. Without `names` a plugin that does not load is left out with a `PluginWarning`.
+    Raises `DuplicateTool` when two sources offer one name, and, with `names`, `UnknownTool` for one that is not there
+    or does not load. Without `names` a plugin that does not load is left out with a `PluginWarning`.
     """
     with _lock:
         sources = _sources()
@@ -112,7 +112,7 @@ def register_tool(tool: ToolT) -> ToolT:
     Running the same definition again (same module and class name) replaces it. Raises `DuplicateTool` when another
     source has the name and `TypeError` when the class is not a complete tool.
     """
-    fault = _fault(tool)
+    fault = tool_fault(tool)
     if fault:
         raise TypeError(f"{getattr(tool, '__qualname__', tool)!r} is not a tool: {fault}")
     target = f"{tool.__module__}:{tool.__qualname__}"
@@ -167,7 +167,7 @@ def _load(source: _Source) -> ToolEntry | str:
             found: Any = importlib.import_module(module)
             for part in attribute.split("."):
                 found = getattr(found, part)
-            fault = _fault(found)
+            fault = tool_fault(found)
             if not fault and found.name != source.name:
                 fault = (
                     f"its entry point is called {source.name!r} but the tool {found.name!r}; give both the same name"
@@ -184,7 +184,7 @@ def _load(source: _Source) -> ToolEntry | str:
     return _loaded[source]
 
 
-def _fault(found: Any) -> str:
+def tool_fault(found: Any) -> str:
     """Why this object is not a usable tool; empty when it is one."""
     if not (isinstance(found, type) and issubclass(found, Tool)):
         return f"a tool is a subclass of closeup.tools.Tool, got {found!r}"

@@ -1,8 +1,8 @@
 """`zoom_clip`: a few seconds of a video again, at full resolution.
 
 The window is validated against the video and the rules in force (LOVE-R1's: 1 s to min(T/2, 60 s), temporal IoU with
-every earlier close look at most 0.7). A window that was looked at already at this resolution is refused; one that was only
-resampled at skim resolution may be zoomed, because a zoom shows more of it.
+every earlier close look at most 0.7). A window that was looked at already at this resolution is refused; one that was
+only resampled at skim resolution may be zoomed, because a zoom shows more of it.
 """
 
 from __future__ import annotations
