@@ -19,7 +19,7 @@ import inspect
 import re
 import threading
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
@@ -133,21 +133,16 @@ def unregister_tool(name: str) -> None:
         del _scripts[name]
 
 
-def unknown_tool_message(name: str, known: Iterable[str]) -> str:
-    """One sentence for a name that is no tool: the nearest name, if there is one, and the whole list."""
-    return _unknown(name, list(known))
-
-
 def _sources() -> dict[str, _Source]:
     """Every name offered by the built-ins and by installed packages; nothing is imported."""
     table = {name: _Source(name, "closeup", __version__, target) for name, target in BUILTINS.items()}
     plugins = sorted(entry_points(group=GROUP), key=lambda point: (point.name, _origin(point)))
     for point in plugins:
         package, version = _origin(point)
+        if package == "closeup":  # its own are in the table already, whatever older metadata says
+            continue
         source = _Source(point.name, package, version, point.value)
         other = table.get(point.name)
-        if package == "closeup" and point.value == BUILTINS.get(point.name):
-            continue
         if other is not None and other != source:
             raise DuplicateTool(_duplicate(point.name, other, source))
         table[point.name] = source
