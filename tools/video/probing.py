@@ -6,22 +6,26 @@ container has neither an index nor a way to seek.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import av.error
 from av import VideoFrame
+from av.buffer import Buffer
 from av.container import InputContainer
-from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from closeup.tools.video.backends.cursor import Cursor, open_container
-from closeup.tools.video.errors import NoFrames, NotAVideo, NoVideoStream, VideoError
+from closeup.tools.video.errors import NoFrames, NotAVideo, NoVideoStream, UnsupportedByBackend, VideoError
 from closeup.tools.video.facts import Probe
 from closeup.tools.video.localfile import FileStamp, content_identity
 from closeup.tools.video.orientation import UPRIGHT, Orientation, from_matrix
+
+TAIL_SECONDS = 4  # how far from the end the last packets are looked for in a file without an index
 
 
 def read_facts(stamp: FileStamp) -> Probe:
@@ -49,7 +53,7 @@ def read_facts(stamp: FileStamp) -> Probe:
         declared = stream.start_time
         end, damaged = _last_tick(container, stream)
         container_name = container.format.name
-    first = _first_frame(stamp.path, index, declared, name)
+    first = _first_frame(stamp.path, index, declared, name, container_name)
     assert first.pts is not None
     start = first.pts if declared is None else declared
     fps = float(average or nominal or 0)
@@ -85,10 +89,12 @@ def read_facts(stamp: FileStamp) -> Probe:
 
 def orientation(frame: VideoFrame) -> Orientation:
     """How the frame is turned for display, from its display matrix."""
+    data = cast(Mapping[str, Buffer], frame.side_data)
     try:
-        return from_matrix(bytes(frame.side_data[SideData.DISPLAYMATRIX]))
+        matrix = data["DISPLAYMATRIX"]
     except KeyError:
         return UPRIGHT
+    return from_matrix(bytes(matrix))
 
 
 def _choose(container: InputContainer, name: str) -> VideoStream:
@@ -119,6 +125,8 @@ def _last_tick(container: InputContainer, stream: VideoStream) -> tuple[int | No
         goal = int(container.duration / 1e6 / stream.time_base)
     else:
         goal = 0
+    if not count and stream.time_base is not None:
+        goal -= int(TAIL_SECONDS / stream.time_base)  # without an index a seek may land between the last packets
     for place in (goal, None):
         try:
             if place is not None:
@@ -147,10 +155,16 @@ def _scan(container: InputContainer, stream: VideoStream) -> tuple[int | None, b
             end = max(end or at, at + (packet.duration or 0))
 
 
-def _first_frame(path: str, index: int, declared: int | None, name: str) -> VideoFrame:
+def _first_frame(path: str, index: int, declared: int | None, name: str, container: str) -> VideoFrame:
     cursor = Cursor(path, index, start=declared or 0, threads=1)
     try:
-        return cursor.at(-(1 << 62))[0]
+        first, _ = cursor.at(-(1 << 62))
+        if container == "avi" and not cursor.in_order():
+            raise UnsupportedByBackend(
+                f"{name!r} stores reordered pictures in an AVI file, which has no place for their presentation times, "
+                "so no decoder can tell when each is shown; re-encode it with `ffmpeg -i in.avi out.mp4`"
+            )
+        return first
     except LookupError:
         raise NoFrames(f"not one frame of {name!r} can be decoded; the file is damaged or encrypted") from None
     finally:

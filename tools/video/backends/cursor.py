@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice, pairwise
 
 import av
 import av.error
@@ -35,6 +35,8 @@ FORMATS = (
     "mp3,wav,flac,aac,aiff,au,amr,w64,caf,wv,ape,tta,ac3,eac3,dts"
 )
 OPTIONS = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
+# MPEG program streams give times to some pictures only; after a seek FFmpeg guesses the others half a frame wrong.
+UNSEEKABLE = ("mpeg",)
 MAX_ERRORS = 4096  # unreadable stretches after which a file counts as ended
 JUMP_SECONDS = 4.0  # without a key-frame index: a target further ahead than this is sought, not decoded up to
 
@@ -64,6 +66,7 @@ class Cursor:
         self._start = start
         self._threads = threads
         self._container, self._stream = self._open()
+        self.seekable = self._container.format.name not in UNSEEKABLE
         self._tick = float(self._stream.time_base or 0)
         rate = self._stream.average_rate or self._stream.base_rate
         self._two_frames = int(2 / float(rate) / self._tick) if rate else 0
@@ -96,7 +99,20 @@ class Cursor:
                     if here == stamp:
                         return packet
                     break
+        if stamp - int(64 / self._tick) <= self._start:  # some formats cannot seek to their very first packets
+            self._rewind()
+            self._fresh = False
+            for packet in self._packets():
+                if packet.is_keyframe and stamp == (packet.dts if by_dts else packet.pts):
+                    return packet
         return None
+
+    def in_order(self, count: int = 8) -> bool:
+        """Whether the first `count` frames of the file come out in the order of their times."""
+        self._rewind()
+        times = [frame.pts for frame in islice(self._frames, count) if frame.pts is not None]
+        self._rewind()
+        return all(a < b for a, b in pairwise(times))
 
     def decode_alone(self, packet: Packet[VideoStream]) -> VideoFrame | None:
         """The picture of one key packet, without waiting for those after it; None when it does not decode by itself."""
@@ -134,6 +150,8 @@ class Cursor:
         """Whether a key frame lies between `here` and `target`, so that seeking skips decoding."""
         if self._ahead is not None and _pts(self._ahead) >= target:
             return False
+        if not self.seekable:
+            return False
         if self._keys is None:
             return (target - here) * self._tick > JUMP_SECONDS
         last = bisect_right(self._keys, target) - 1
@@ -145,7 +163,7 @@ class Cursor:
             self._current = self._pull()
             return
         place, back = target, 1.0
-        while place > self._start or back == 1.0:
+        while self.seekable and (place > self._start or back == 1.0):
             if self._seek(place, target):
                 self._current = self._pull()
                 if self._current is not None and _pts(self._current) <= target:

@@ -7,7 +7,8 @@ Which key frames there are comes from the container's index where that is comple
 packets are read once from end to end, without decoding. mp4 lists decoding times, which are never later than
 presentation times: there a listed stamp only proposes a key frame, and its own packet decides.
 
-Invariant: the result is the key frame with the largest PTS <= t that decodes by itself; before the first, the first.
+Invariant: the result is the key frame with the largest PTS <= t that decodes by itself; where there is none, the first
+frame of the stream.
 """
 
 from __future__ import annotations
@@ -26,43 +27,46 @@ from closeup.tools.video.index import StreamIndex
 
 
 def key_frame_at(cursor: Cursor, probe: Probe, index: StreamIndex, tick: int) -> VideoFrame:
-    """The decoded key frame for `tick`.
+    """The decoded key frame for `tick` (ticks, not before the stream's first frame).
 
     Raises:
-        LookupError: no key frame of the stream can be decoded.
+        LookupError: the stream holds no decodable frame.
     """
     keys = index.keys
     if keys is None:
         keys = list_keys(probe)
         index.list_keys(keys)
     by_dts = lists_decoding_times(probe)
-    count = bisect_right(keys, tick)
-    for stamp in [*reversed(keys[:count]), *keys[count:]]:
+    for stamp in reversed(keys[: bisect_right(keys, tick)]):
+        if not cursor.seekable:
+            return cursor.at(stamp)[0]
         packet = cursor.key_packet(stamp, by_dts=by_dts)
         if packet is not None and packet.pts is not None:
             index.learn_key(stamp, packet.pts)
-            if packet.pts > tick and stamp <= tick:
+            if packet.pts > tick:
                 continue  # listed before the target by its decoding time, but shown after it
         frame = None if packet is None else cursor.decode_alone(packet)
-        if frame is not None:
-            assert frame.pts is not None
-            index.learn_key(stamp, frame.pts)
+        index.learn_key(stamp, None if frame is None else frame.pts)
+        if frame is not None and frame.pts is not None and frame.pts <= tick:
             return frame
-        index.learn_key(stamp, None)
-    raise LookupError(f"no key frame of {probe.stamp.path!r} can be decoded")
+    return cursor.at(probe.first)[0]
 
 
 def lists_decoding_times(probe: Probe) -> bool:
     """Whether the container's index holds decoding times rather than presentation times."""
-    return probe.container.startswith("mov")
+    return probe.container.startswith(("mov", "avi"))
 
 
 def list_keys(probe: Probe) -> list[int]:
     """Stamps of all key frames in ticks, ascending, from a freshly opened file (so that they are always the same)."""
-    with open_container(probe.stamp.path) as container:
-        stream = container.streams[probe.stream]
-        assert isinstance(stream, VideoStream)
-        return _from_index(container, stream, probe) or _from_packets(container, stream)
+    for source in (_from_index, _from_packets):
+        with open_container(probe.stamp.path) as container:
+            stream = container.streams[probe.stream]
+            assert isinstance(stream, VideoStream)
+            keys = source(container, stream, probe)
+        if keys:
+            return keys
+    return []
 
 
 def _from_index(container: InputContainer, stream: VideoStream, probe: Probe) -> list[int]:
@@ -84,12 +88,8 @@ def _from_index(container: InputContainer, stream: VideoStream, probe: Probe) ->
     return sorted({entry.timestamp for entry in entries if entry.is_keyframe and not entry.is_discard})
 
 
-def _from_packets(container: InputContainer, stream: VideoStream) -> list[int]:
+def _from_packets(container: InputContainer, stream: VideoStream, probe: Probe) -> list[int]:
     """Read every packet once."""
-    try:
-        container.seek(stream.start_time or 0, stream=stream, backward=True)
-    except av.error.FFmpegError:
-        container.seek(0, backward=True)
     stamps: set[int] = set()
     packets = container.demux(stream)
     while True:
@@ -97,6 +97,6 @@ def _from_packets(container: InputContainer, stream: VideoStream) -> list[int]:
             packet = next(packets)
         except (StopIteration, av.error.FFmpegError):
             return sorted(stamps)
-        at = packet.pts if packet.pts is not None else packet.dts
+        at = packet.dts if lists_decoding_times(probe) else packet.pts
         if packet.is_keyframe and packet.size and at is not None and not packet.is_discard:
             stamps.add(at)
