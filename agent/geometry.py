@@ -1,7 +1,7 @@
 """`VisionGeometry`: how a model family turns frames into visual tokens; torch-free, so that budgets need no model.
 
-Source of the resize rule: Qwen2-VL's `smart_resize` (both sides multiples of patch x merge, area inside the bounds, aspect
-ratio kept as far as possible).
+Source of the resize rule: Qwen2-VL's `smart_resize` (both sides multiples of patch x merge, area inside the bounds,
+aspect ratio kept as far as possible).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class VisionGeometry(BaseModel):
         return self.patch * self.merge
 
     def size(self, width: int, height: int, pixels: int) -> tuple[int, int]:
-        """`(height, width)` in pixels for a frame of the given size, with area at most `pixels` (one token at the least)."""
+        """`(height, width)` in pixels for a frame of the given size: area at most `pixels`, one token at the least."""
         if width <= 0 or height <= 0:
             raise ValueError(f"a frame has a positive size, got {width}x{height}")
         f = self.factor
@@ -50,6 +50,6 @@ class VisionGeometry(BaseModel):
         return h, w
 
     def tokens(self, num_frames: int, size: tuple[int, int]) -> int:
-        """Visual tokens of `num_frames` frames of `size` = (height, width) pixels; a last odd frame counts as a pair."""
+        """Visual tokens of `num_frames` frames of `size` = (height, width) pixels; a last odd frame makes a pair."""
         rows = math.ceil(num_frames / self.temporal)
         return rows * (size[0] // self.factor) * (size[1] // self.factor)

@@ -66,7 +66,8 @@ class Preset(BaseModel):
 
     Attributes:
         dialect: name of the dialect; prompts: name of the prompt set (a folder of `closeup.prompts`).
-        timestamps: how a frame's time reaches the model: "text" before each frame pair, or "position" (encoded in M-RoPE).
+        timestamps: how a frame's time reaches the model: "text" before each frame pair, or "position" (encoded in
+            M-RoPE).
         tools: names of the tools in force; None = every registered tool.
     """
 

@@ -1,8 +1,8 @@
 """The two places a reward may come from; functions are injected, so `closeup.agent` never imports `closeup.rl`.
 
-`RewardFn` scores a step as it happens: immediate and deterministic, so that replaying a trajectory gives the same numbers.
-`Scorer` scores a finished trajectory: a judge, an answer's credit for the zoom that led to it. Both may say None for "not
-scored", which is never the same as 0.
+`RewardFn` scores a step as it happens: immediate and deterministic, so that replaying a trajectory gives the same
+numbers. `Scorer` scores a finished trajectory: a judge, an answer's credit for the zoom that led to it. Both may say
+None for "not scored", which is never the same as 0.
 """
 
 from __future__ import annotations

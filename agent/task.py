@@ -1,7 +1,8 @@
 """`Task`: a question about zero or more videos, with whatever is known of its answer.
 
-A row of a task file (JSON Lines) is `{"id"?, "video" | "videos", "question", "options"?, "answer"?, "evidence"?, "kind"?,
-"answer_kind"?, "subtitles"?, "audio"?}`; video paths are relative to the file. `load_tasks` says which line is wrong and why.
+A row of a task file (JSON Lines) is `{"id"?, "video" | "videos", "question", "options"?, "answer"?, "evidence"?,
+"kind"?, "answer_kind"?, "subtitles"?, "audio"?}`; video paths are relative to the file. `load_tasks` says which line
+is wrong and why.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def load_tasks(path: Path) -> list[Task]:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Task | TaskError]]:
-    """Yield `(line number, task or what is wrong with the line)`. Raises `TaskError` when the file itself cannot be read."""
+    """Yield `(line number, task or what is wrong with it)`. Raises `TaskError` when the file itself cannot be read."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

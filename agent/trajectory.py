@@ -3,8 +3,10 @@
 The trainer, the demo, the viewer, replay and export all read this one record.
 
 Invariants
-1. Token ids are exact: `full_prompt_ids(i) + steps[i].ids` is what the policy saw and sampled at step i, token for token.
-2. `steps[i].parent` is the step whose prompt and completion are a prefix of step i's prompt, or None when the context was
+1. Token ids are exact: `full_prompt_ids(i) + steps[i].ids` is what the policy saw and sampled at step i, token for
+   token.
+2. `steps[i].parent` is the step whose prompt and completion are a prefix of step i's prompt, or None when the context
+   was
    built anew: a rebuilt context is one more path from the root.
 3. A reward that was not scored is None, never 0.
 4. Clips are requests, by key; `clips[key]` says what each really became (times, size, tokens, bad packets).
@@ -32,7 +34,10 @@ class _Record(BaseModel):
 
 
 class ClipRecord(_Record):
-    """What a clip became: real presentation times (seconds), frame size (height, width) in pixels, tokens, faults."""
+    """What a clip became: real presentation times (seconds), frame size (height, width) in pixels, tokens, faults.
+
+    `times` is empty when the policy looked at no frame of it (a scripted policy, or an episode that ended first).
+    """
 
     clip: Clip
     times: tuple[float, ...]
@@ -73,7 +78,8 @@ class StepRecord(_Record):
         clips: keys of the clips the call gave.
         rewards: streams by name; None = not scored.
         forced: only an answer was taken at this step.
-        seconds: wall time of generation and of the tool.
+        context_tokens: tokens of the whole context with this message, as the policy counted them; None when it did not.
+        generate_seconds, tool_seconds: wall time of the policy and of the tool, in seconds.
     """
 
     parent: int | None = None
@@ -91,6 +97,7 @@ class StepRecord(_Record):
     clips: tuple[str, ...] = ()
     rewards: dict[str, float | None] = Field(default_factory=dict)
     forced: bool = False
+    context_tokens: int | None = None
     generate_seconds: float = 0.0
     tool_seconds: float = 0.0
 
@@ -120,12 +127,28 @@ class Outcome(_Record):
     seconds: float = 0.0
 
 
+class StartRecord(_Record):
+    """How the episode began, beside its task: the arguments of `reset`."""
+
+    seen_clips: tuple[Clip, ...] = ()
+    history: tuple[Message, ...] = ()
+    assistant_prefix: str = ""
+
+
 class Trajectory(_Record):
-    """The record of one episode. See the module's invariants."""
+    """The record of one episode. See the module's invariants.
+
+    Attributes:
+        id: the episode's id, unique in its run (`task.id/rollout`).
+        settings: everything that shaped the episode: preset, geometry, prompts' fingerprint, policy, sampling, seeds,
+            versions.
+        videos: the task's videos by content identity; clips: every clip asked for, by key.
+    """
 
     version: int = VERSION
     id: str
     task: Task
+    start: StartRecord = StartRecord()
     settings: dict[str, Any] = Field(default_factory=dict)
     videos: dict[str, VideoRecord] = Field(default_factory=dict)
     steps: tuple[StepRecord, ...] = ()
@@ -175,7 +198,10 @@ def write_trajectories(path: Path, trajectories: Iterable[Trajectory], *, append
 
 
 def read_trajectories(path: Path) -> Iterator[Trajectory]:
-    """Yield the trajectories of a file. Raises `TrajectoryError` with file and line at the first that cannot be read."""
+    """Yield the trajectories of a file.
+
+    Raises `TrajectoryError` with file and line at the first that cannot be read.
+    """
     try:
         file = path.open(encoding="utf-8")
     except OSError as error:
@@ -189,7 +215,8 @@ def read_trajectories(path: Path) -> Iterator[Trajectory]:
                 version = row.get("version") if isinstance(row, dict) else None
                 if isinstance(version, int) and version > VERSION:
                     raise TrajectoryError(
-                        f"{path}, line {number}: written in format {version}, this closeup reads up to {VERSION}; upgrade closeup"
+                        f"{path}, line {number}: written in format {version}, and this closeup reads up to {VERSION};"
+                        " upgrade closeup"
                     )
                 yield Trajectory.model_validate_json(line)
             except ValidationError as error:

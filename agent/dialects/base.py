@@ -1,6 +1,7 @@
 """`Dialect`: how a model writes its actions, and how what it sees is put to it.
 
-A dialect turns text into a `ToolCall` or a named `FormatError`, and the environment's news into messages. It never runs a
+A dialect turns text into a `ToolCall` or a named `FormatError`, and the environment's news into messages. It never
+runs a
 tool, never touches a model, and never guesses: a message it cannot read strictly is a `FormatError`, whatever a lenient
 parser could have made of it.
 
@@ -14,11 +15,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from closeup.agent.messages import Message
 from closeup.tools.base import Tool
+from closeup.tools.video.clip import Clip
 
 FormatOutcome = Literal[
     "ok",  # a call was read, its arguments were valid and the tool ran
@@ -43,10 +45,14 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class FormatError:
-    """Why a message could not be taken as one action: a named outcome, and a sentence for the model."""
+    """Why a message could not be taken as one action: a named outcome, and a sentence for the model.
+
+    `hint` is what a lenient reader makes of the message; it is for people, and never acted on.
+    """
 
     outcome: FormatOutcome
     message: str
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,24 +67,27 @@ class Parsed:
 class View:
     """All an observation is built from; dialects that rebuild the context need all of it, growing ones only the news.
 
+    Text of tasks and tools has passed through the dialect's `plain` already.
+
     Attributes:
         question: the task's question block, as the prompt set renders it.
-        overviews: the overview message's content, as `(heading, clip)` pairs, one or more per video.
-        clips: close looks and resamples shown so far, oldest first, as `(heading, clip)` pairs.
+        overviews: the overviews, as `(heading, clip)` pairs, one per video; a heading may be empty.
+        clips: close looks and resamples shown so far, oldest first, as `(heading, clip)` pairs, `new_clips` included.
         news: what the last action gave, as text (a tool's text, or an error sentence).
         new_clips: clips the last action gave, as `(heading, clip)` pairs.
         failed: the last action was a format error or a refusal.
-        forced: this is the last step; only an answer is taken.
+        forced: the next message is the last one; only an answer is taken.
+        notice: what the prompt set says about that; "" when not forced.
     """
 
     question: str
-    overviews: tuple[tuple[str, Any], ...] = ()
-    clips: tuple[tuple[str, Any], ...] = ()
+    overviews: tuple[tuple[str, Clip], ...] = ()
+    clips: tuple[tuple[str, Clip], ...] = ()
     news: str = ""
-    new_clips: tuple[tuple[str, Any], ...] = ()
+    new_clips: tuple[tuple[str, Clip], ...] = ()
     failed: bool = False
     forced: bool = False
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    notice: str = ""
 
 
 class Dialect(ABC):
@@ -106,3 +115,7 @@ class Dialect(ABC):
     @abstractmethod
     def write(self, thought: str, call: ToolCall) -> str:
         """The assistant message that says `thought` and makes `call`: the inverse of `parse`, for experts and tests."""
+
+    def plain(self, text: str) -> str:
+        """`text` of a task or a tool, such that it cannot be taken for this dialect's own marks."""
+        return text

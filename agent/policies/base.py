@@ -1,9 +1,9 @@
 """`Policy`: anything that writes the next assistant message, for many live episodes at once.
 
 Contract
-1. The request holds the whole context as messages. A policy that tokenises keeps, per `episode_id`, the exact ids of what
-   it rendered and sampled; a request whose context extends the last one is continued from those ids (sampled text is never
-   tokenised again), any other is a new path from the root.
+1. The request holds the whole context as messages. A policy that tokenises keeps, per `episode_id`, the exact ids of
+   what it rendered and sampled; a request whose context extends the last one is continued from those ids (sampled
+   text is never tokenised again), any other is a new path from the root.
 2. `Completion.text` is the whole assistant message, `assistant_prefix` included.
 3. Seeds are per request: a request's sample does not depend on what else is in the batch.
 4. `generate` never raises for one episode's sake: a failed request comes back with `finish = "error"` and the reason.
@@ -129,5 +129,5 @@ class Policy(ABC):
         """Drop what is kept for this episode (ids, KV cache)."""
 
     def settings(self) -> dict[str, Any]:
-        """What must be known to reproduce this policy's outputs (checkpoint, dtype, template hash), JSON-serialisable."""
+        """What must be known to reproduce this policy's outputs (checkpoint, dtype, …), JSON-serialisable."""
         return {"policy": self.name}

@@ -1,0 +1,313 @@
+"""`VideoQAEnv`: questions about videos as an environment with one step per assistant message.
+
+`reset` opens the task's videos and shows the overview; `step` reads one message by the dialect, runs the tool, and
+shows what it gave. The promises are those of `closeup.agent.contract`; these are its own.
+
+Invariants
+1. Nothing over budget is shown: a clip that does not fit is refused, and the model is told what is left.
+2. The last message that a budget allows is a forced answer: only `answer` is taken, and the dialect's prefix begins it.
+   A forced message that is no valid answer truncates the episode.
+3. Text of tasks, tools and error messages passes through `Dialect.plain` and is bounded in length.
+4. Evidence in an answer is cut to windows that were watched closely; what is cut off is listed in `StepInfo.dropped`.
+5. Nothing is drawn at random.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from closeup import prompts
+from closeup.agent.budget import Cost, Spent
+from closeup.agent.contract import EpisodeError, Observation, StepInfo, StepResult
+from closeup.agent.dialects import get_dialect
+from closeup.agent.dialects.base import FormatError, FormatOutcome, ToolCall
+from closeup.agent.evidence import watched_part
+from closeup.agent.geometry import VisionGeometry
+from closeup.agent.messages import Message
+from closeup.agent.preset import Preset
+from closeup.agent.scoring import RewardFn, StepFacts
+from closeup.agent.session import Session
+from closeup.agent.task import Task
+from closeup.tools.base import Answer, Tool, ToolContext, ToolError, ToolResult
+from closeup.tools.call import run_tool
+from closeup.tools.registry import registered_tools
+from closeup.tools.video.clip import Clip
+from closeup.tools.video.reader import Video
+
+MAX_NEWS_CHARS = 4000  # of one tool's text or one error sentence
+MEDIA_TOKENS = ("<|video_pad|>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
+
+
+@dataclass(frozen=True, slots=True)
+class _Deed:
+    """What one message did: read, run, or refused."""
+
+    outcome: FormatOutcome
+    thought: str = ""
+    call: ToolCall | None = None
+    note: str = ""
+    hint: str = ""
+    result: ToolResult = ToolResult()
+    seconds: float = 0.0
+
+
+class VideoQAEnv:
+    """The environment of one agent; runs one episode at a time.
+
+    Args:
+        preset: dialect, prompts, overview, budgets, rules and tool names.
+        tools: the tools in force; default: those the preset names, from the registry.
+        rewards: immediate reward streams by name.
+        geometry: how the policy's model turns frames into visual tokens (`Policy.geometry`).
+        video_backend: decoding backend of `Video`; threads: decoding threads per video.
+
+    Raises:
+        ValueError: an unknown dialect, prompt set or tool, or no `answer` tool.
+    """
+
+    def __init__(
+        self,
+        preset: Preset,
+        *,
+        tools: Sequence[type[Tool[Any]]] | None = None,
+        rewards: Mapping[str, RewardFn] | None = None,
+        geometry: VisionGeometry | None = None,
+        video_backend: str = "pyav",
+        threads: int = 2,
+    ) -> None:
+        self.preset = preset
+        self.dialect = get_dialect(preset.dialect)
+        chosen = registered_tools(preset.tools).values() if tools is None else tools
+        self.tools: dict[str, type[Tool[Any]]] = {tool.name: tool for tool in chosen}
+        if "answer" not in self.tools:
+            raise ValueError(f"an episode ends with the tool 'answer', got only: {', '.join(self.tools) or 'no tool'}")
+        self.rewards = dict(rewards or {})
+        self.geometry = geometry or VisionGeometry()
+        self.video_backend = video_backend
+        self.threads = threads
+        self._session: Session | None = None
+
+    @property
+    def spent(self) -> Spent:
+        """What the episode has used of its budget so far (a copy)."""
+        return replace(self._session.meter.spent) if self._session else Spent()
+
+    def reset(
+        self,
+        task: Task,
+        *,
+        seen_clips: Sequence[Clip] = (),
+        history: Sequence[Message] = (),
+        assistant_prefix: str = "",
+        seed: int | None = None,
+        episode_id: str | None = None,
+    ) -> Observation:
+        """Open the task's videos and show overview and question.
+
+        Args:
+            seen_clips: clips shown with the overview as watched already (an episode that starts in its middle).
+            history: an earlier conversation to go on from; the clips in it stay watched, and the overview of a video
+                that it shows is not shown again.
+            assistant_prefix: text the first message must begin with.
+            seed: taken because other environments draw; this one does not.
+            episode_id: name of the episode in errors; default: the task's id.
+
+        Raises:
+            VideoError: a video cannot be opened.
+            ValueError: a clip of an unknown video, or an overview that is over budget by itself.
+        """
+        self.close()
+        videos: list[Video] = []
+        try:
+            for path in task.videos:
+                videos.append(Video(path, backend=self.video_backend, threads=self.threads))
+            session = Session(
+                task,
+                episode_id or task.id,
+                preset=self.preset,
+                dialect=self.dialect,
+                tools=tuple(self.tools.values()),
+                geometry=self.geometry,
+                videos=tuple(videos),
+            )
+            observation = session.open(tuple(seen_clips), tuple(history), assistant_prefix)
+        except BaseException:
+            for video in videos:
+                video.close()
+            raise
+        self._session = session
+        return observation
+
+    def step(
+        self, message: str, *, finish: Literal["stop", "length"] = "stop", spent_context_tokens: int | None = None
+    ) -> StepResult:
+        """Take one assistant message, prefix included.
+
+        Args:
+            finish: "length" when the message was cut at its token limit.
+            spent_context_tokens: the policy's own count of the context with this message; estimated when None.
+
+        Raises:
+            EpisodeError: a tool or reward function is at fault. RuntimeError: no episode is live (`reset` first).
+        """
+        session = self._session
+        if session is None or session.over:
+            raise RuntimeError("no episode is live: call reset(task) before step(message)")
+        if finish not in ("stop", "length"):
+            raise ValueError(f"finish is 'stop' or 'length', got {finish!r}; a failed message is not a step")
+        text = message.encode("utf-8", "replace").decode()
+        forced_by, earlier = session.forced_by, session.close
+        session.take(text, spent_context_tokens)
+        deed = self._act(session, text, finish)
+        close = session.watch(deed.result.clips)
+        answer, dropped = self._answer(session, deed.result.answer)
+        limit, reason = "", ""
+        if answer is not None:
+            observation = session.finished()
+        else:
+            if forced_by:
+                limit, reason = forced_by, f"the forced last message was no valid answer ({deed.outcome})"
+            observation = session.news(self._news(deed), deed.result.clips, failed=bool(deed.note), last=bool(limit))
+            if not limit and session.meter.full:
+                limit, reason = "max_context_tokens", "no room was left for an answer"
+        session.over = answer is not None or bool(limit)
+        facts = StepFacts(
+            task=session.task,
+            outcome=deed.outcome,
+            tool=deed.call.name if deed.call and deed.outcome == "ok" else None,
+            clips=deed.result.clips,
+            close=close,
+            earlier=earlier,
+            answer=answer,
+            durations={video.identity: video.duration for video in session.videos},
+            forced=bool(forced_by),
+        )
+        info = StepInfo(
+            text=text,
+            outcome=deed.outcome,
+            thought=deed.thought,
+            call=deed.call,
+            note=deed.note,
+            hint=deed.hint,
+            clips=deed.result.clips,
+            close=close,
+            answer=answer,
+            dropped=dropped,
+            forced=bool(forced_by),
+            limit=limit,
+            reason=reason,
+            tool_seconds=deed.seconds,
+        )
+        return StepResult(observation, self._score(session, facts), answer is not None, bool(limit), info)
+
+    def settings(self) -> dict[str, Any]:
+        """Preset, prompts' fingerprint, geometry, backend, names of tools and reward streams."""
+        return {
+            "preset": self.preset.model_dump(mode="json"),
+            "prompts": {"set": self.preset.prompts, "fingerprint": prompts.fingerprint(self.preset.prompts)},
+            "geometry": self.geometry.model_dump(),
+            "video_backend": self.video_backend,
+            "tools": sorted(self.tools),
+            "rewards": sorted(self.rewards),
+        }
+
+    def close(self) -> None:
+        """Close the opened videos and end the episode; harmless when there is none."""
+        if self._session is not None:
+            self._session.end()
+            self._session = None
+
+    def __enter__(self) -> VideoQAEnv:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _act(self, session: Session, text: str, finish: str) -> _Deed:
+        """Read the message and run its call. Raises `EpisodeError` for bugs of a tool, and for nothing else."""
+        found = [token for token in MEDIA_TOKENS if token in text]
+        if found:
+            return _Deed("media_tokens", note=f"a message cannot hold {', '.join(found)}: frames come from tools only")
+        parsed = self.dialect.parse(text)
+        if isinstance(parsed.action, FormatError):
+            outcome, note = parsed.action.outcome, parsed.action.message
+            if finish == "length":
+                outcome, note = "unfinished", f"the message was cut at its length limit, so think less; {note}"
+            return _Deed(outcome, parsed.thought, note=_bounded(note), hint=parsed.action.hint)
+        call = parsed.action
+        began = time.perf_counter()
+        outcome, said, result = self._run(session, call)
+        seconds = time.perf_counter() - began
+        return _Deed(outcome, parsed.thought, call, self.dialect.plain(_bounded(said)), result=result, seconds=seconds)
+
+    def _run(self, session: Session, call: ToolCall) -> tuple[FormatOutcome, str, ToolResult]:
+        """The outcome, the sentence for the model ("" when the tool ran), and what the tool gave."""
+        nothing = ToolResult()
+        tool = self.tools.get(call.name)
+        if tool is None:
+            return "unknown_tool", _unknown(call.name[:80], self.tools), nothing
+        if session.forced_by and call.name != "answer":
+            return "refused", "this is the last message: only answer is taken", nothing
+        try:
+            args = tool.parse_args(call.arguments)
+        except ToolError as error:
+            return "bad_arguments", str(error), nothing
+        context = ToolContext(
+            videos=session.videos,
+            seen=session.seen,
+            rules=self.preset.rules,
+            options=session.task.options,
+            frames_left=session.meter.frames_left,
+        )
+        try:
+            result = run_tool(tool, args, context)
+            cost = sum((session.cost(clip) for clip in result.clips), Cost())
+        except ToolError as error:
+            return "refused", str(error), nothing
+        except Exception as error:
+            raise EpisodeError(session.episode_id, error, doing=f"tool {tool.name}") from error
+        refusal = session.meter.refusal(cost) if result.clips else ""
+        return ("refused", refusal, nothing) if refusal else ("ok", "", result)
+
+    def _news(self, deed: _Deed) -> str:
+        """The text that goes back to the model: the error, or the tool's words, or a word where a tool gave nothing."""
+        if deed.note:
+            return prompts.render(self.preset.prompts, "error", message=deed.note)
+        if deed.result.text:
+            return self.dialect.plain(_bounded(deed.result.text))
+        return "" if deed.result.clips else "done"
+
+    def _answer(self, session: Session, answer: Answer | None) -> tuple[Answer | None, tuple[tuple[float, float], ...]]:
+        if answer is None:
+            return None, ()
+        kept, dropped = watched_part(answer.evidence, [(clip.start, clip.end) for clip in session.close])
+        return replace(answer, evidence=kept), dropped
+
+    def _score(self, session: Session, facts: StepFacts) -> dict[str, float | None]:
+        scores: dict[str, float | None] = {}
+        for name, reward in self.rewards.items():
+            try:
+                value = reward(facts)
+                if value is not None and not math.isfinite(value):
+                    raise ValueError(f"a reward is a finite number or None, got {value!r}")
+            except Exception as error:
+                raise EpisodeError(session.episode_id, error, doing=f"reward {name}") from error
+            scores[name] = None if value is None else float(value)
+        return scores
+
+
+def _unknown(name: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"there is no tool {name!r}; {hint}The tools are: {', '.join(known)}"
+
+
+def _bounded(text: str) -> str:
+    if len(text) <= MAX_NEWS_CHARS:
+        return text
+    return f"{text[:MAX_NEWS_CHARS]}… ({len(text) - MAX_NEWS_CHARS} more characters left out)"

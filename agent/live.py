@@ -1,0 +1,345 @@
+"""`LiveEpisode`: one episode between its start and its record; what the batched and the asynchronous runner share.
+
+It turns an environment's observations into requests, completions into steps, and everything that happened into a
+`Trajectory`.
+
+Invariants
+1. An episode that breaks is recorded as failed, with the reason; nothing it raises reaches its siblings.
+2. The seed of a message depends on (seed, task id, rollout, step) alone.
+3. The environment is closed and the policy's state of the episode dropped as soon as the episode is over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from closeup.agent.contract import Environment, Observation, StepInfo, StepResult
+from closeup.agent.events import Answered, Called, Event, Failed, Finished, OnEvent, Opened, Returned, Thought, Token
+from closeup.agent.messages import Message
+from closeup.agent.policies.base import Completion, Policy, Request, Sampling
+from closeup.agent.scoring import Scorer
+from closeup.agent.task import Task
+from closeup.agent.trajectory import (
+    CallRecord,
+    ClipRecord,
+    Outcome,
+    StartRecord,
+    StepRecord,
+    Trajectory,
+    VideoRecord,
+)
+from closeup.agent.versions import versions
+from closeup.tools.base import Answer
+from closeup.tools.video.clip import Clip
+from closeup.tools.video.errors import VideoError
+from closeup.tools.video.reader import Video
+
+Judge = Callable[[Task, Answer | None], bool | None]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A task and where in it an episode begins (the arguments of `Environment.reset`); `rollout` counts its repeats."""
+
+    task: Task
+    seen_clips: tuple[Clip, ...] = ()
+    history: tuple[Message, ...] = ()
+    assistant_prefix: str = ""
+    rollout: int = 0
+
+    @property
+    def id(self) -> str:
+        """The episode's id."""
+        return f"{self.task.id}/{self.rollout}"
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """What the episodes of one run share; see `run_episodes`."""
+
+    sampling: Sampling
+    seed: int
+    judge: Judge
+    scorers: Sequence[Scorer]
+    on_event: OnEvent | None
+
+
+def step_seed(seed: int, task_id: str, rollout: int, step: int) -> int:
+    """The 63-bit seed of one message: a pure function of its arguments, the same on every machine."""
+    digest = hashlib.sha256(f"{seed}\0{task_id}\0{rollout}\0{step}".encode("utf-8", "replace")).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def exact_option(task: Task, answer: Answer | None) -> bool | None:
+    """The default judge: with options the exact option text; None for free answers and unknown gold answers."""
+    if task.answer is None:
+        return None
+    if answer is None:
+        return False
+    return answer.text == task.answer if task.options else None
+
+
+class LiveEpisode:
+    """One episode being run; `trajectory` is there once `alive` is False."""
+
+    def __init__(self, start: Start, environment: Callable[[], Environment], policy: Policy, run: RunSettings) -> None:
+        self.start = start
+        self.id = start.id
+        self.alive = True
+        self.trajectory: Trajectory | None = None
+        self._make = environment
+        self._env: Environment | None = None
+        self._policy = policy
+        self._run = run
+        self._observation: Observation | None = None
+        self._steps: list[StepRecord] = []
+        self._before: tuple[Message, ...] = ()
+        self._clips: dict[str, ClipRecord] = {}
+        self._asked: dict[str, Clip] = {}
+        self._videos: dict[str, Video] = {}
+        self._records: dict[str, VideoRecord] = {}
+        self._settings: dict[str, Any] = {}
+        self._began = time.perf_counter()
+
+    def open(self) -> None:
+        """Reset the environment; a task that cannot be run ends the episode as failed."""
+        start = self.start
+        self._policy.forget(self.id)
+        try:
+            self._env = self._make()
+            self._settings = self._env.settings()
+            observation = self._env.reset(
+                start.task,
+                seen_clips=start.seen_clips,
+                history=start.history,
+                assistant_prefix=start.assistant_prefix,
+                seed=self._run.seed,
+                episode_id=self.id,
+            )
+        except Exception as error:
+            self.fail(error)
+            return
+        self._videos = dict(observation.videos)
+        self._records = {identity: _video_record(video) for identity, video in self._videos.items()}
+        self._observation = observation
+        self._ask_for(clip for message in observation.context for clip in message.clips)
+        self._tell(Opened(self.id, start.task, self._records, observation.overviews))
+
+    def request(self) -> Request:
+        """What to ask the policy next."""
+        observation = self._observation
+        if observation is None or not self.alive:
+            raise RuntimeError(f"episode {self.id!r} is not live")
+        seed = step_seed(self._run.seed, self.start.task.id, self.start.rollout, len(self._steps))
+        return Request(
+            episode_id=self.id,
+            messages=observation.context,
+            videos=observation.videos,
+            assistant_prefix=observation.assistant_prefix,
+            tools=observation.tools,
+            sampling=replace(self._run.sampling, seed=seed),
+        )
+
+    def token(self, text: str) -> None:
+        """Pass on a piece of the message being written."""
+        self._tell(Token(self.id, len(self._steps), text))
+
+    def take(self, completion: Completion, seconds: float) -> None:
+        """Take the policy's message: a step, or the end of the episode. `seconds`: wall time of the generation."""
+        if completion.finish == "error":
+            self.fail(completion.error or "the policy gave an error without a reason")
+            return
+        if completion.finish == "cancelled":
+            self._record(completion, StepInfo(text=completion.text, outcome="unfinished"), {}, seconds)
+            self.cancel()
+            return
+        assert self._env is not None
+        try:
+            result = self._env.step(
+                completion.text, finish=completion.finish, spent_context_tokens=completion.context_tokens or None
+            )
+        except Exception as error:
+            self.fail(error)
+            return
+        step, info = len(self._steps), result.info
+        self._ask_for(info.clips)
+        self._record(completion, info, result.rewards, seconds)
+        self._observation = result.observation
+        if info.thought:
+            self._tell(Thought(self.id, step, info.thought))
+        if info.call is not None:
+            self._tell(Called(self.id, step, info.call))
+        if info.answer is not None:
+            self._tell(Answered(self.id, step, info.answer))
+        else:
+            self._tell(Returned(self.id, step, info.outcome, info.note, info.clips))
+        if result.terminated or result.truncated:
+            self._end(_outcome(result))
+
+    def cancel(self) -> None:
+        """End the episode as truncated, because its caller wants no more of it."""
+        self._end(Outcome(truncated=True, reason="cancelled"))
+
+    def fail(self, error: Exception | str) -> None:
+        """End the episode as failed."""
+        expected = isinstance(error, str | VideoError | ValueError)
+        reason = str(error) if expected else f"{type(error).__name__}: {error}"
+        if not expected:
+            log.error("episode %s failed", self.id, exc_info=error if isinstance(error, Exception) else None)
+        self._tell(Failed(self.id, reason))
+        self._end(Outcome(failed=True, reason=reason))
+
+    def close(self) -> None:
+        """Give back the environment and the policy's state; harmless when that was done."""
+        self.alive = False
+        if self._env is not None:
+            self._env.close()
+            self._env = None
+        self._policy.forget(self.id)
+
+    def _record(self, done: Completion, info: StepInfo, rewards: dict[str, float | None], seconds: float) -> None:
+        assert self._observation is not None
+        context = self._observation.context
+        grown = not self._observation.rebuilt if done.prompt_ids is None else done.extends
+        grown = grown and bool(self._steps)
+        self._clips.update(done.clips)
+        self._steps.append(
+            StepRecord(
+                parent=len(self._steps) - 1 if grown else None,
+                messages=context[len(self._before) :] if grown else context,
+                assistant_prefix=self._observation.assistant_prefix,
+                prompt_ids=done.prompt_ids,
+                text=info.text,
+                ids=done.ids,
+                logprobs=done.logprobs,
+                finish=done.finish,
+                thought=info.thought,
+                call=CallRecord(name=info.call.name, arguments=dict(info.call.arguments)) if info.call else None,
+                outcome=info.outcome,
+                note=info.note,
+                clips=tuple(clip.key for clip in info.clips),
+                rewards=rewards,
+                forced=self._observation.forced,
+                context_tokens=done.context_tokens or None,
+                generate_seconds=seconds,
+                tool_seconds=info.tool_seconds,
+            )
+        )
+        self._before = (*context, Message.of("assistant", info.text))
+
+    def _end(self, outcome: Outcome) -> None:
+        spent = self._env.spent if self._env is not None else None
+        task = self.start.task
+        answer = None
+        if outcome.answer is not None:
+            answer = Answer(outcome.choice, outcome.answer, outcome.evidence)
+        outcome = outcome.model_copy(
+            update={
+                "steps": len(self._steps),
+                "frames": spent.frames if spent else 0,
+                "visual_tokens": spent.visual_tokens if spent else 0,
+                "seconds": time.perf_counter() - self._began,
+            }
+        )
+        trajectory = Trajectory(
+            id=self.id,
+            task=task,
+            start=StartRecord(
+                seen_clips=self.start.seen_clips,
+                history=self.start.history,
+                assistant_prefix=self.start.assistant_prefix,
+            ),
+            settings=self._all_settings(),
+            videos=self._records,
+            steps=tuple(self._steps),
+            clips={key: self._clips.get(key) or self._unseen(clip) for key, clip in self._asked.items()},
+            outcome=outcome,
+        )
+        self.close()
+        self.trajectory = trajectory if outcome.failed else self._judged(trajectory, answer)
+        self._tell(Finished(self.id, self.trajectory))
+
+    def _judged(self, trajectory: Trajectory, answer: Answer | None) -> Trajectory:
+        """With correctness and late rewards; failed when the judge or a scorer raises: no score is made up."""
+        try:
+            correct = self._run.judge(trajectory.task, answer)
+            judged = with_scores(trajectory, self._run.scorers)
+        except Exception as error:
+            log.error("scoring episode %s failed", self.id, exc_info=error)
+            reason = f"scoring failed: {type(error).__name__}: {error}"
+            self._tell(Failed(self.id, reason))
+            outcome = trajectory.outcome.model_copy(update={"failed": True, "reason": reason})
+            return trajectory.model_copy(update={"outcome": outcome})
+        return judged.model_copy(update={"outcome": judged.outcome.model_copy(update={"correct": correct})})
+
+    def _all_settings(self) -> dict[str, Any]:
+        sampling = self._run.sampling
+        return {
+            **self._settings,
+            "policy": self._policy.settings(),
+            "sampling": {
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "top_k": sampling.top_k,
+                "max_new_tokens": sampling.max_new_tokens,
+            },
+            "seed": self._run.seed,
+            "rollout": self.start.rollout,
+            "versions": versions(),
+        }
+
+    def _ask_for(self, clips: Any) -> None:
+        self._asked.update((clip.key, clip) for clip in clips)
+
+    def _unseen(self, clip: Clip) -> ClipRecord:
+        video, geometry = self._records[clip.video], self._policy.geometry
+        size = geometry.size(video.width, video.height, clip.pixels)
+        return ClipRecord(clip=clip, times=(), size=size, tokens=geometry.tokens(len(clip.times()), size))
+
+    def _tell(self, event: Event) -> None:
+        if self._run.on_event is not None:
+            self._run.on_event(event)
+
+
+def with_scores(trajectory: Trajectory, scorers: Sequence[Scorer]) -> Trajectory:
+    """The trajectory with the late reward streams of `scorers` added.
+
+    Raises:
+        ValueError: a scorer gives another number of steps than there are, or a stream that is there already.
+    """
+    steps = list(trajectory.steps)
+    for scorer in scorers:
+        scores = scorer.score(trajectory)
+        if len(scores) != len(steps):
+            name = type(scorer).__name__
+            raise ValueError(f"{name} scored {len(scores)} steps of a trajectory that has {len(steps)}")
+        for index, late in enumerate(scores):
+            both = sorted(set(late) & set(steps[index].rewards))
+            if both:
+                raise ValueError(f"{type(scorer).__name__} gives the streams {both} a second time")
+            steps[index] = steps[index].model_copy(update={"rewards": {**steps[index].rewards, **late}})
+    return trajectory.model_copy(update={"steps": tuple(steps)})
+
+
+def _outcome(result: StepResult) -> Outcome:
+    answer, info = result.info.answer, result.info
+    if answer is None:
+        return Outcome(truncated=True, reason=f"{info.limit}: {info.reason}")
+    return Outcome(terminated=True, answer=answer.text, choice=answer.choice, evidence=answer.evidence)
+
+
+def _video_record(video: Video) -> VideoRecord:
+    return VideoRecord(
+        path=str(video.path),
+        duration=video.duration,
+        width=video.width,
+        height=video.height,
+        fps=video.fps,
+        codec=video.codec,
+    )

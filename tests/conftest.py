@@ -1,0 +1,59 @@
+"""Fixtures every room may use: `make_video` writes a small real video file and remembers it for the session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+MakeVideo = Callable[..., Path]
+
+
+def write_video(
+    path: Path, *, seconds: float = 4.0, fps: int = 10, size: tuple[int, int] = (56, 56), shade: int = 0
+) -> Path:
+    """Write an H.264 file: a grey that brightens with time, and a white square that moves one pixel per frame.
+
+    Args:
+        seconds: duration; fps: frames per second, constant.
+        size: (height, width) in pixels, even numbers.
+        shade: added to the first grey (0 to 100), so that two files differ in content.
+    """
+    height, width = size
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "20", "preset": "ultrafast", "g": "25"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, fps)
+        total = max(1, round(seconds * fps))
+        for index in range(total):
+            picture = np.full((height, width, 3), shade + 100 * index // total, np.uint8)
+            left = index % max(1, width - 8)
+            picture[8:16, left : left + 8] = 255
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts = index
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_video(tmp_path_factory: pytest.TempPathFactory) -> MakeVideo:
+    """`make_video(seconds=…, fps=…, size=(height, width), shade=…)` gives the path of such a file (see `write_video`).
+
+    Files are written once per session and shape: do not change them.
+    """
+    folder = tmp_path_factory.mktemp("videos")
+    made: dict[tuple[object, ...], Path] = {}
+
+    def make(*, seconds: float = 4.0, fps: int = 10, size: tuple[int, int] = (56, 56), shade: int = 0) -> Path:
+        key = (seconds, fps, size, shade)
+        if key not in made:
+            name = f"{seconds:g}s-{fps}fps-{size[0]}x{size[1]}-{shade}.mp4"
+            made[key] = write_video(folder / name, seconds=seconds, fps=fps, size=size, shade=shade)
+        return made[key]
+
+    return make
