@@ -48,18 +48,20 @@ def complain(sentence: str) -> None:
 
 def _is_bad_input(error: Exception) -> bool:
     # Only modules that are loaded can have raised: looking them up keeps `closeup --help` light.
-    families = {
-        "closeup.tools.video.errors": "VideoError",
-        "closeup.tools.registry": "RegistryError",
-        "closeup.agent.task": "TaskError",
-        "closeup.agent.preset": "PresetError",
-        "closeup.agent.subtitles": "SubtitleError",
-        "closeup.agent.trajectory": "TrajectoryError",
-        "closeup.agent.models.load": "ModelError",
-        "closeup.extras": "MissingExtra",
-    }
+    families = (
+        ("closeup.tools.video.errors", "VideoError"),
+        ("closeup.tools.registry", "DuplicateTool"),
+        ("closeup.tools.registry", "UnknownTool"),
+        ("closeup.agent.task", "TaskError"),
+        ("closeup.agent.preset", "PresetError"),
+        ("closeup.agent.subtitles", "SubtitleError"),
+        ("closeup.agent.trajectory", "TrajectoryError"),
+        ("closeup.agent.models.load", "ModelError"),
+        ("closeup.rl.evaluate", "EvalError"),
+        ("closeup.extras", "MissingExtra"),
+    )
     kinds: list[type[BaseException]] = [BadInput]
-    for module, name in families.items():
+    for module, name in families:
         kind = getattr(sys.modules.get(module), name, None)
         if isinstance(kind, type):
             kinds.append(kind)

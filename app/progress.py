@@ -43,6 +43,8 @@ def bar(title: str, total: int | None) -> Iterator[Advance]:
         task = progress.add_task(title, total=total)
 
         def advance(done: int, total: int | None = None) -> None:
-            progress.update(task, completed=done, **({} if total is None else {"total": total}))
+            if total is not None:
+                progress.update(task, total=total)
+            progress.update(task, completed=done)
 
         yield advance

@@ -6,12 +6,12 @@ import json
 import sys
 from typing import Any
 
-from closeup.tools.registry import registered_tools
+from closeup.tools.registry import tool_entries
 
 
 def run(*, as_json: bool) -> int:
     """Print the registry; returns the exit code."""
-    entries = registered_tools()
+    entries = tool_entries()
     if as_json:
         rows = [{**e.tool.spec(), "package": e.package, "version": e.version} for e in entries.values()]
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")

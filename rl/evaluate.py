@@ -58,15 +58,17 @@ def evaluate(
         temperature=preset.temperature if temperature is None else temperature,
         max_new_tokens=preset.budget.max_new_tokens,
     )
-    for start in range(0, len(waiting), batch):
+    chunk = 4 * batch  # what a killed run loses at most; an episode that ends is replaced by another until then
+    for start in range(0, len(waiting), chunk):
         fresh = run_episodes(
-            waiting[start : start + batch],
+            waiting[start : start + chunk],
             policy,
             preset=preset,
             rewards=DEFAULT_REWARDS,
             judge=is_correct,
             sampling=sampling,
             seed=seed,
+            max_live=batch,
         )
         if out is not None:
             write_trajectories(out / "trajectories.jsonl", fresh, append=True)

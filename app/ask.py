@@ -1,0 +1,143 @@
+"""`closeup ask`: one question about one video, shown as it happens or as one JSON object.
+
+Exit codes: 0 = an answer; 1 = the agent gave none (said with the reason, in JSON too); 2 = bad input, found before any
+model is loaded wherever it can be seen without one.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from closeup.app.errors import NO_ANSWER, BadInput, complain
+from closeup.app.setup import BUNDLED, Overrides, choose_preset, open_policy
+from closeup.tools.video import Video
+
+if TYPE_CHECKING:
+    from closeup.agent.preset import Preset
+    from closeup.agent.task import Task
+    from closeup.agent.trajectory import Trajectory
+
+MAX_QUESTION = 4000
+"""Characters of a question; longer ones are a pasted file, not a question."""
+
+
+@dataclass(frozen=True, slots=True)
+class AskOptions:
+    """The command's arguments, as typed."""
+
+    video: Path
+    question: str
+    options: tuple[str, ...] = ()
+    subtitles: Path | None = None
+    model: str = "tiny"
+    preset: str | None = None
+    max_steps: int | None = None
+    tools: str | None = None
+    temperature: float | None = None
+    as_json: bool = False
+    save: Path | None = None
+    seed: int = 0
+
+
+def run(options: AskOptions) -> int:
+    """Answer, print, save; returns the exit code. Raises what the CLI turns into a sentence (exit code 2)."""
+    task = _task(options)
+    preset = choose_preset(
+        options.model, options.preset, Overrides(options.max_steps, options.tools, options.temperature)
+    )
+    _check_save(options.save)
+    if options.model in BUNDLED:
+        _warn_outside_world(options.video)
+    trajectory = _episode(task, options, preset)
+    if options.save is not None:
+        from closeup.agent.trajectory import write_trajectories
+
+        write_trajectories(options.save, [trajectory], append=True)
+    if options.as_json:
+        sys.stdout.write(json.dumps(answer_object(trajectory)) + "\n")
+    return 0 if trajectory.outcome.answer is not None else NO_ANSWER
+
+
+def answer_object(trajectory: Trajectory) -> dict[str, Any]:
+    """What `--json` prints: the answer with its evidence and cost, or null with the reason."""
+    outcome = trajectory.outcome
+    found = {
+        "answer": outcome.answer,
+        "choice": outcome.choice,
+        "evidence": [list(window) for window in outcome.evidence],
+        "steps": outcome.steps,
+        "visual_tokens": outcome.visual_tokens,
+        "seconds": round(outcome.seconds, 3),
+    }
+    return found if outcome.answer is not None else {**found, "reason": outcome.reason or "the agent gave no answer"}
+
+
+def _task(options: AskOptions) -> Task:
+    from pydantic import ValidationError
+
+    from closeup.agent.task import Cue, Task
+
+    if not options.question.strip():
+        raise BadInput('the question is empty; ask one, e.g. closeup ask film.mp4 "When does she open the letter?"')
+    if len(options.question) > MAX_QUESTION:
+        raise BadInput(f"the question has {len(options.question)} characters; at most {MAX_QUESTION} are accepted")
+    if len(options.options) == 1:
+        raise BadInput("one --option leaves nothing to choose; give two or more, or none for a free answer")
+    if not all(text.strip() for text in options.options):
+        raise BadInput("an --option is empty; give each a text")
+    with Video(options.video):  # raises in a sentence when it cannot be opened
+        pass
+    cues: tuple[Cue, ...] = ()
+    if options.subtitles is not None:
+        from closeup.agent.subtitles import read_subtitles
+
+        cues = read_subtitles(options.subtitles)
+    try:
+        return Task(
+            id=options.video.stem or "ask",
+            videos=(options.video,),
+            question=options.question,
+            options=options.options,
+            answer_kind="choice" if options.options else "text",
+            subtitles=cues,
+        )
+    except ValidationError as error:
+        raise BadInput(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from None
+
+
+def _check_save(path: Path | None) -> None:
+    if path is None:
+        return
+    if path.is_dir():
+        raise BadInput(f"--save takes a file, {path} is a folder; give e.g. {path / 'trajectories.jsonl'}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise BadInput(f"cannot write {path}: {error.strerror}; give another file to --save") from None
+
+
+def _warn_outside_world(video: Path) -> None:
+    from closeup.rl.data.needles import is_needle
+
+    if not is_needle(video):
+        complain(
+            "the bundled model knows only the videos of `closeup data needles`; for yours give a real one, "
+            "e.g. --model Qwen/Qwen2.5-VL-7B-Instruct"
+        )
+
+
+def _episode(task: Task, options: AskOptions, preset: Preset) -> Trajectory:
+    from closeup.agent.episode import run_episodes
+    from closeup.agent.policies.base import Sampling
+    from closeup.app.terminal import View
+
+    policy = open_policy(options.model, preset)
+    sampling = Sampling(temperature=preset.temperature, max_new_tokens=preset.budget.max_new_tokens)
+    view = None if options.as_json else View()
+    (trajectory,) = run_episodes([task], policy, preset=preset, sampling=sampling, seed=options.seed, on_event=view)
+    return trajectory

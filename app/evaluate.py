@@ -1,0 +1,100 @@
+"""`closeup eval`: run the agent over a task file, show progress, print the figures, keep everything in a folder."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from closeup.app.errors import NO_ANSWER, BadInput, complain
+from closeup.app.progress import bar
+from closeup.app.setup import Overrides, choose_preset, open_policy
+
+if TYPE_CHECKING:
+    from closeup.agent.trajectory import Trajectory
+    from closeup.rl.statistics import Summary
+
+
+@dataclass(frozen=True, slots=True)
+class EvalOptions:
+    """The command's arguments, as typed."""
+
+    tasks: Path
+    model: str = "tiny"
+    preset: str | None = None
+    out: Path | None = None
+    max_steps: int | None = None
+    tools: str | None = None
+    temperature: float | None = None
+    limit: int | None = None
+    batch: int = 16
+    as_json: bool = False
+    seed: int = 0
+
+
+def run(options: EvalOptions) -> int:
+    """Evaluate and print; 0 when at least one episode was judged, else 1. Raises what becomes a sentence."""
+    from closeup.agent.task import load_tasks
+
+    tasks = load_tasks(options.tasks)[: options.limit]
+    preset = choose_preset(
+        options.model, options.preset, Overrides(options.max_steps, options.tools, options.temperature)
+    )
+    missing = [task.id for task in tasks if not all(video.is_file() for video in task.videos)]
+    if len(missing) == len(tasks):
+        raise BadInput(f"none of the videos of {options.tasks} is there; see: closeup data validate {options.tasks}")
+    if missing:
+        complain(f"{len(missing)} of {len(tasks)} tasks have no video file ({missing[0]} first); they count as failed")
+    out = options.out or Path("runs") / "eval" / _name(options.tasks, options.model, preset.name)
+    from closeup.rl.evaluate import evaluate
+
+    policy = open_policy(options.model, preset)
+    with bar("eval", len(tasks)) as advance:
+
+        def progress(done: list[Trajectory]) -> None:
+            advance(len(done))
+
+        summary, _ = evaluate(
+            tasks,
+            policy,
+            preset,
+            out=out,
+            batch=options.batch,
+            seed=options.seed,
+            temperature=options.temperature,
+            progress=progress,
+        )
+    if options.as_json:
+        sys.stdout.write(json.dumps({"out": str(out), **summary.model_dump()}) + "\n")
+    else:
+        _print(summary, out)
+    return 0 if summary.overall.n else NO_ANSWER
+
+
+def _name(tasks: Path, model: str, preset: str) -> str:
+    parts = (tasks.resolve().parent.name, tasks.stem, model, preset)
+    return "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", part).strip("_") for part in parts)
+
+
+def _print(summary: Summary, out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("kind", "n", "accuracy", "95 %", "zoom hit", "steps", "visual tokens", "no answer", "failed")
+    for kind, group in (*summary.by_kind.items(), ("all", summary.overall)):
+        table.add_row(
+            kind,
+            str(group.n),
+            f"{100 * group.accuracy:.1f} %",
+            f"{100 * group.low:.1f}–{100 * group.high:.1f}",
+            "–" if group.hit_rate is None else f"{100 * group.hit_rate:.1f} %",
+            f"{group.steps:.2f}",
+            f"{group.visual_tokens:.0f}",
+            f"{100 * group.truncated:.1f} %",
+            str(group.failed),
+        )
+    Console().print(table)
+    sys.stdout.write(f"{out}\n")

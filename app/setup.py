@@ -1,0 +1,64 @@
+"""What `ask`, `eval` and the demo share: one model name and a few flags become a preset and a policy.
+
+Everything that can be refused without a model is refused before torch is imported.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from closeup.agent.models.load import default_preset
+from closeup.agent.preset import Preset, get_preset
+from closeup.app.errors import BadInput
+from closeup.tools.registry import registered_tools
+
+if TYPE_CHECKING:
+    from closeup.agent.policies.base import Policy
+
+BUNDLED = ("tiny", "tiny-half")
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """Flags that change single settings of a preset; None leaves the preset's own."""
+
+    max_steps: int | None = None
+    tools: str | None = None
+    temperature: float | None = None
+
+
+def choose_preset(model: str, name: str | None, overrides: Overrides) -> Preset:
+    """The preset named, or else the model's own, with the overrides put in. Raises what becomes a sentence."""
+    preset = get_preset(name or default_preset(model))
+    if overrides.max_steps is not None:
+        budget = preset.budget.model_copy(update={"max_steps": overrides.max_steps})
+        preset = preset.model_copy(update={"budget": budget})
+    if overrides.temperature is not None:
+        preset = preset.model_copy(update={"temperature": overrides.temperature})
+    if overrides.tools is not None:
+        preset = preset.model_copy(update={"tools": _tool_names(overrides.tools)})
+    return preset
+
+
+def _tool_names(text: str) -> tuple[str, ...]:
+    names = [] if text.strip() == "none" else [name.strip() for name in text.split(",") if name.strip()]
+    known = registered_tools()
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise BadInput(f"no tool named {', '.join(unknown)}; known: {', '.join(known)}, or 'none'. See: closeup tools")
+    return tuple(dict.fromkeys([*names, "answer"]))
+
+
+def open_policy(model: str, preset: Preset) -> Policy:
+    """Load the model. Raises `ModelError` (a sentence) when there is none to load."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    from closeup.agent.policies.transformers_policy import TransformersPolicy
+
+    return TransformersPolicy(model, timestamps=preset.timestamps)
