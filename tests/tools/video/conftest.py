@@ -237,3 +237,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test that takes `zoo_name` runs once for each recipe."""
     if "zoo_name" in metafunc.fixturenames:
         metafunc.parametrize("zoo_name", list(RECIPES))
+
+
+@pytest.fixture(name="read_barcode", scope="session")
+def _read_barcode() -> Callable[[NDArray[np.uint8]], int]:
+    """`read_barcode` for test modules, which cannot import this file."""
+    return read_barcode

@@ -4,7 +4,8 @@ Moving forward inside a group of pictures decodes on; a key frame between here a
 seek is never believed: the key packet it lands on must be presented at or before the target, and so must the first
 frame that comes out; otherwise it goes further back (1, 4, 16 … seconds) and at last starts the file again. Pictures
 shown before the key frame they follow (the leading pictures of an open group) are dropped after a seek, because their
-references may be missing. Packets that cannot be decoded are skipped and remembered.
+references may be missing. A packet that cannot be decoded is remembered and everything after it is skipped up to the
+next key packet: decoders go on after an error, but with patched pictures and (H.264) with other pictures' times.
 
 Invariants
 1. `at(t)` returns the last frame with PTS <= t, the first frame for an earlier t, the last frame for a later one.
@@ -238,7 +239,9 @@ class Cursor:
         """The next frame in presentation order that may be shown; None at the end."""
         self._fresh = False
         for frame in self._frames:
-            if frame.pts is not None and (self._not_before is None or frame.pts >= self._not_before):
+            if frame.pts is None or frame.is_corrupt:
+                continue
+            if self._not_before is None or frame.pts >= self._not_before:
                 return frame
         return None
 
@@ -254,8 +257,17 @@ class Cursor:
                 self.bad.add(None)
 
     def _decode(self, packets: Iterator[Packet[VideoStream]]) -> Iterator[VideoFrame]:
+        """Frames of the packets; after a bad packet what was finished before it, then nothing until a key packet."""
         decoder = self._stream.codec_context
+        broken = False
         for packet in packets:
+            if broken and packet.size:
+                if not packet.is_keyframe:
+                    continue
+                broken = False
+                self._not_before = packet.pts
+            if packet.is_corrupt:
+                self.bad.add(packet.pos)
             try:
                 yield from decoder.decode(packet if packet.size else None)
             except av.error.EOFError:
@@ -263,7 +275,19 @@ class Cursor:
             except av.error.FFmpegError:
                 if self._threads > 1:
                     raise _Damaged from None
-                self.bad.add(packet.pos if packet.pos is not None else packet.dts)
+                self.bad.add(packet.pos)
+                broken = True
+                yield from self._finished()
+
+    def _finished(self) -> list[VideoFrame]:
+        """The frames the decoder holds back for their turn; it is then ready to start at a key packet."""
+        decoder = self._stream.codec_context
+        try:
+            return decoder.decode(None)
+        except av.error.FFmpegError:
+            return []
+        finally:
+            decoder.flush_buffers()
 
 
 def _pts(frame: VideoFrame) -> int:
