@@ -28,7 +28,7 @@ from closeup.agent.dialects import get_dialect
 from closeup.agent.dialects.base import FormatError, FormatOutcome, ToolCall
 from closeup.agent.evidence import watched_part
 from closeup.agent.geometry import VisionGeometry
-from closeup.agent.messages import Message
+from closeup.agent.messages import Message, valid_text
 from closeup.agent.preset import Preset
 from closeup.agent.scoring import RewardFn, StepFacts
 from closeup.agent.session import Session
@@ -160,7 +160,7 @@ class VideoQAEnv:
             raise RuntimeError("no episode is live: call reset(task) before step(message)")
         if finish not in ("stop", "length"):
             raise ValueError(f"finish is 'stop' or 'length', got {finish!r}; a failed message is not a step")
-        text = message.encode("utf-8", "replace").decode()
+        text = valid_text(message)
         forced_by, earlier = session.forced_by, session.close
         session.take(text, spent_context_tokens)
         deed = self._act(session, text, finish)
@@ -212,7 +212,7 @@ class VideoQAEnv:
             "prompts": {"set": self.preset.prompts, "fingerprint": prompts.fingerprint(self.preset.prompts)},
             "geometry": self.geometry.model_dump(),
             "video_backend": self.video_backend,
-            "tools": sorted(self.tools),
+            "tools": list(self.tools),
             "rewards": sorted(self.rewards),
         }
 
@@ -308,6 +308,7 @@ def _unknown(name: str, known: Mapping[str, Any]) -> str:
 
 
 def _bounded(text: str) -> str:
+    text = valid_text(text)
     if len(text) <= MAX_NEWS_CHARS:
         return text
     return f"{text[:MAX_NEWS_CHARS]}… ({len(text) - MAX_NEWS_CHARS} more characters left out)"

@@ -11,6 +11,7 @@ from typing import Any
 
 from closeup import prompts
 from closeup.agent.preset import Preset
+from closeup.agent.subtitles import cues_between
 from closeup.agent.task import Cue
 from closeup.tools.video.clip import Clip
 
@@ -36,7 +37,7 @@ def heading(
         plain: what task text passes through (`Dialect.plain`).
     """
     limit = min(MAX_CUE_CHARS, preset.budget.max_context_tokens // 4)
-    here = [cue for cue in cues if cue.start < clip.end and cue.end > clip.start]
+    here = cues_between(cues, clip.start, clip.end)
     shown = fitting(here, limit)
     values: dict[str, Any] = {
         "video": index,

@@ -20,7 +20,7 @@ from typing import Any
 
 from closeup.agent.contract import Environment, Observation, StepInfo, StepResult
 from closeup.agent.events import Answered, Called, Event, Failed, Finished, OnEvent, Opened, Returned, Thought, Token
-from closeup.agent.messages import Message
+from closeup.agent.messages import Message, valid_text
 from closeup.agent.policies.base import Completion, Policy, Request, Sampling
 from closeup.agent.scoring import Scorer
 from closeup.agent.task import Task
@@ -41,6 +41,7 @@ from closeup.tools.video.reader import Video
 
 Judge = Callable[[Task, Answer | None], bool | None]
 log = logging.getLogger(__name__)
+CANCELLED = "cancelled"  # the reason of an episode that its caller ended; it is neither right nor wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,7 @@ class LiveEpisode:
             self.fail(completion.error or "the policy gave an error without a reason")
             return
         if completion.finish == "cancelled":
-            self._record(completion, StepInfo(text=completion.text, outcome="unfinished"), {}, seconds)
+            self._record(completion, StepInfo(text=valid_text(completion.text), outcome="unfinished"), {}, seconds)
             self.cancel()
             return
         assert self._env is not None
@@ -184,7 +185,7 @@ class LiveEpisode:
 
     def cancel(self) -> None:
         """End the episode as truncated, because its caller wants no more of it."""
-        self._end(Outcome(truncated=True, reason="cancelled"))
+        self._end(Outcome(truncated=True, reason=CANCELLED))
 
     def fail(self, error: Exception | str) -> None:
         """End the episode as failed."""
@@ -268,7 +269,8 @@ class LiveEpisode:
     def _judged(self, trajectory: Trajectory, answer: Answer | None) -> Trajectory:
         """With correctness and late rewards; failed when the judge or a scorer raises: no score is made up."""
         try:
-            correct = self._run.judge(trajectory.task, answer)
+            cut = trajectory.outcome.reason == CANCELLED
+            correct = None if cut else self._run.judge(trajectory.task, answer)
             judged = with_scores(trajectory, self._run.scorers)
         except Exception as error:
             log.error("scoring episode %s failed", self.id, exc_info=error)

@@ -13,8 +13,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from closeup.tools.video.clip import Clip
 
 
+def valid_text(text: str) -> str:
+    """`text` with what no UTF-8 file can hold (halves of surrogate pairs) replaced by "?"."""
+    return text.encode("utf-8", "replace").decode()
+
+
 class TextPart(BaseModel):
-    """Plain text."""
+    """Plain text. What it spells never is a control token of chat or vision: an adapter inserts those itself, and encodes
+    `<|im_end|>` or `<|video_pad|>` in a text as ordinary characters. A dialect's own tags (`<think>`, `<tool_call>`,
+    `<tool_response>`) keep their meaning; the environment breaks them up in text of tasks and tools.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     type: Literal["text"] = "text"

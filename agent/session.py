@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 from closeup import prompts
@@ -103,7 +102,7 @@ class Session:
                 f" ({need.get(limit, 'more')}); raise it, or lower the overview's max_frames or pixels"
             )
         self.forced_by = self._must_answer()
-        self._context = (*history, *self.dialect.start(self._view(), system=""))
+        self._context = (*history, *self.dialect.start(self._view()))
         self.meter.report(self._estimate(self._context))
         return self._observation(self._context, rebuilt=True, prefix=assistant_prefix)
 
@@ -133,7 +132,7 @@ class Session:
         new = tuple((self._heading("clip", clip), clip) for clip in clips)
         self._clips += new
         self.forced_by = "" if last else self._must_answer()
-        messages = self.dialect.observe(self._view(text, new, failed=failed), system="")
+        messages = self.dialect.observe(self._view(text, new, failed=failed))
         rebuilt = self.dialect.rebuilds_context
         self._context = (*self._history, *messages) if rebuilt else (*self._context, *messages)
         if rebuilt:
@@ -156,8 +155,7 @@ class Session:
         """Close the videos."""
         self.over = True
         for video in self.videos:
-            with suppress(OSError):
-                video.close()
+            video.close()
 
     def _must_answer(self) -> str:
         looks = [

@@ -101,11 +101,11 @@ class Dialect(ABC):
         """Read one assistant message. Never raises."""
 
     @abstractmethod
-    def start(self, view: View, *, system: str) -> tuple[Message, ...]:
-        """The messages an episode opens with."""
+    def start(self, view: View) -> tuple[Message, ...]:
+        """The messages an episode opens with, after the system message (which the environment puts first)."""
 
     @abstractmethod
-    def observe(self, view: View, *, system: str) -> tuple[Message, ...]:
+    def observe(self, view: View) -> tuple[Message, ...]:
         """What follows an assistant message: news to append, or, if `rebuilds_context`, the whole new context."""
 
     @abstractmethod

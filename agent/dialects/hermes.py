@@ -71,15 +71,14 @@ class Hermes(Dialect):
             return _wrong(thought, "broken_call", f"text stands after {CLOSE}; the call ends the message")
         return _call(thought, body)
 
-    def start(self, view: View, *, system: str) -> tuple[Message, ...]:
-        """A system message if the prompt set has one, then overviews, clips seen before, and the question."""
+    def start(self, view: View) -> tuple[Message, ...]:
+        """One `user` message: overviews, clips seen before, and the question."""
         content: list[str | Clip] = [*_shown((*view.overviews, *view.clips)), view.question]
         if view.notice:
             content.append("\n" + view.notice)
-        head = (Message.of("system", system),) if system else ()
-        return (*head, Message.of("user", *content))
+        return (Message.of("user", *content),)
 
-    def observe(self, view: View, *, system: str) -> tuple[Message, ...]:
+    def observe(self, view: View) -> tuple[Message, ...]:
         """One `tool` message with the news."""
         news = [view.news + "\n"] if view.news else []
         content: list[str | Clip] = ["<tool_response>\n", *news, *_shown(view.new_clips), "</tool_response>"]
