@@ -264,19 +264,19 @@ class Cursor:
             if broken and packet.size:
                 if not packet.is_keyframe:
                     continue
-                broken = False
                 self._not_before = packet.pts
-            if packet.is_corrupt:
-                self.bad.add(packet.pos)
-            try:
-                yield from decoder.decode(packet if packet.size else None)
-            except av.error.EOFError:
-                return
-            except av.error.FFmpegError:
+            broken = packet.is_corrupt and not packet.is_keyframe  # flagged where a transport stream lost something
+            if not broken:
+                try:
+                    yield from decoder.decode(packet if packet.size else None)
+                except av.error.EOFError:
+                    return
+                except av.error.FFmpegError:
+                    broken = True
+            if broken:
                 if self._threads > 1:
-                    raise _Damaged from None
+                    raise _Damaged
                 self.bad.add(packet.pos)
-                broken = True
                 yield from self._finished()
 
     def _finished(self) -> list[VideoFrame]:
