@@ -80,10 +80,11 @@ class Adapter(ABC):
         suppressed_ids: ids that are never sampled (vision and turn tokens, ids without a token), ascending. Rollout and
             trainer leave them out of the distribution alike.
         stop_ids: ids that end a message; the first is the one this adapter writes.
-        max_context: most tokens the model takes.
+        max_context: most tokens the model takes. axes: rows of `positions`.
     """
 
     family: ClassVar[str]
+    axes: ClassVar[int] = 3
     checkpoint: Checkpoint
     model: Any
     geometry: VisionGeometry
