@@ -91,6 +91,23 @@ for name in {MODELS!r}:
     assert loaded_after(statement, cwd=tmp_path).isdisjoint(MODELS)
 
 
+def test_agent_needs_torch_only_where_a_model_runs(tmp_path: Path) -> None:
+    """Tasks, environments, dialects and scripted policies work on a machine that has no torch."""
+    statement = f"""
+import importlib, pkgutil
+for name in {MODELS!r}:
+    sys.modules[name] = None
+import closeup.agent, closeup.agent.dialects
+for package in (closeup.agent, closeup.agent.dialects):
+    for found in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        importlib.import_module(found.name)
+import closeup.agent.policies.base, closeup.agent.policies.scripted, closeup.rl.rewards
+for name in {MODELS!r}:
+    del sys.modules[name]
+"""
+    assert loaded_after(statement, cwd=tmp_path).isdisjoint(MODELS)
+
+
 def test_every_module_imports_without_extras(tmp_path: Path) -> None:
     statement = f"""
 import importlib, pkgutil
