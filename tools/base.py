@@ -136,7 +136,9 @@ class Tool(ABC, Generic[ArgsT]):
         """Validate raw arguments strictly. Raises `ToolError` with one sentence per fault."""
         accepted = ", ".join(cls.Args.model_fields) or "no arguments"
         if not isinstance(arguments, Mapping):
-            raise ToolError(f"wrong arguments for {cls.name}: an object is needed, got {_short(arguments)}")
+            raise ToolError(
+                f"wrong arguments for {cls.name}: an object is needed, got {_short(arguments)}. Accepted: {accepted}"
+            )
         try:
             return cls.Args.model_validate_json(json.dumps(dict(arguments)), strict=True)
         except ValidationError as error:

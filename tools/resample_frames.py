@@ -7,6 +7,8 @@ thinned in silence.
 
 from __future__ import annotations
 
+import math
+
 from pydantic import Field
 
 from closeup.tools.base import Tool, ToolArgs, ToolContext, ToolError, ToolResult
@@ -70,8 +72,14 @@ def _check_count(args: ResampleArgs, seconds: float, limit: int) -> None:
     if args.fps is not None and args.fps * seconds > limit + TOLERANCE:
         raise ToolError(
             f"fps is too large: over {seconds_text(seconds)} s at most {limit} frames are allowed now. "
-            f"Give fps up to {limit / seconds:.3g}, or a shorter window."
+            f"Give fps up to {_rounded_down(limit / seconds)}, or a shorter window."
         )
+
+
+def _rounded_down(value: float) -> str:
+    """A positive number with three significant digits, never larger than it is, without an exponent."""
+    digits = max(0, 2 - math.floor(math.log10(value)))
+    return f"{math.floor(value * 10**digits) / 10**digits:.{digits}f}"
 
 
 def _same(clip: Clip, context: ToolContext) -> list[Clip]:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from closeup.tools.video.reader import Video
 
 TOLERANCE = 1e-6
+SHOWN = 0.005
+"""Half of the last digit `seconds_text` shows: a length that a sentence named is never refused for its rounding."""
 
 
 def seconds_text(value: float) -> str:

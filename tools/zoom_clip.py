@@ -11,7 +11,7 @@ from pydantic import Field
 
 from closeup.tools.base import Tool, ToolArgs, ToolContext, ToolError, ToolResult
 from closeup.tools.video.clip import Clip
-from closeup.tools.windows import TOLERANCE, close_looks, overview_of, resolve_window, seconds_text
+from closeup.tools.windows import SHOWN, TOLERANCE, close_looks, overview_of, resolve_window, seconds_text
 
 
 class ZoomArgs(ToolArgs):
@@ -53,7 +53,7 @@ class ZoomClip(Tool[ZoomArgs]):
 
 def _check_length(length: float, allowed: tuple[float, float]) -> None:
     shortest, longest = allowed
-    if length < shortest - TOLERANCE or length > longest + TOLERANCE:
+    if not shortest - SHOWN <= length <= longest + SHOWN:
         fault = "short" if length < shortest else "long"
         raise ToolError(
             f"a window of {seconds_text(length)} s is too {fault}. "
