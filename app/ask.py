@@ -135,9 +135,19 @@ def _episode(task: Task, options: AskOptions, preset: Preset) -> Trajectory:
     from closeup.agent.episode import run_episodes
     from closeup.agent.policies.base import Sampling
     from closeup.app.terminal import View
+    from closeup.rl.rewards import DEFAULT_REWARDS, is_correct
 
     policy = open_policy(options.model, preset)
     sampling = Sampling(temperature=preset.temperature, max_new_tokens=preset.budget.max_new_tokens)
     view = None if options.as_json else View()
-    (trajectory,) = run_episodes([task], policy, preset=preset, sampling=sampling, seed=options.seed, on_event=view)
+    (trajectory,) = run_episodes(
+        [task],
+        policy,
+        preset=preset,
+        rewards=DEFAULT_REWARDS,
+        judge=is_correct,
+        sampling=sampling,
+        seed=options.seed,
+        on_event=view,
+    )
     return trajectory

@@ -124,12 +124,15 @@ def evaluate(
 @app.command()
 def replay(
     file: Annotated[Path, typer.Argument(help="A trajectory file (JSON Lines).")],
+    videos: Annotated[
+        Path | None, typer.Option("--videos", help="Where the videos are now, when they moved (found by content).")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per trajectory.")] = False,
 ) -> None:
     """Run recorded messages through the environment again and report every difference."""
     from closeup.app.replay import run
 
-    raise typer.Exit(run(file, as_json=as_json))
+    raise typer.Exit(run(file, videos=videos, as_json=as_json))
 
 
 @app.command()

@@ -18,7 +18,10 @@ from closeup.agent.task import load_tasks
 from closeup.agent.trajectory import read_trajectories
 from closeup.app.terminal import View, printable, thinned, visible_thought
 
-ZOOM = '<think>orange is at 18s</think>\n<tool_call>\n{"name": "zoom_clip", "arguments": {"start": 18, "end": 21}}\n</tool_call>'
+ZOOM = (
+    "<think>orange is at 18s</think>\n<tool_call>\n"
+    '{"name": "zoom_clip", "arguments": {"start": 18, "end": 21}}\n</tool_call>'
+)
 ANSWER = (
     "<think>orange 6, C</think>\n<tool_call>\n"
     '{"name": "answer", "arguments": {"choice": "C", "evidence": [[18, 21], [60, 61]]}}\n</tool_call>'

@@ -1,4 +1,4 @@
-"""Bad input: exit code 2, one clear sentence on standard error, nothing on standard output, before a model is loaded."""
+"""Bad input: exit code 2, one clear sentence on standard error, nothing on standard output, before a model loads."""
 
 from __future__ import annotations
 
