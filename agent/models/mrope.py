@@ -19,6 +19,7 @@ Source: Qwen2-VL (arXiv 2409.12191, section 2.1) and Qwen2.5-VL (arXiv 2502.1392
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,11 +80,19 @@ def mrope_positions(
                 f"grid {block} needs {length} consecutive pad tokens from token {cursor} on; fewer are there"
             )
         step = per_block[block] * tokens_per_second if ids[cursor] == pad_id_video else 0.0
-        times = np.floor(np.arange(frames) * step + 1e-9).astype(np.int64)
-        t, h, w = np.meshgrid(times, np.arange(rows), np.arange(columns), indexing="ij")
-        out[:, cursor : cursor + length] = position + np.stack([t.ravel(), h.ravel(), w.ravel()])
+        out[:, cursor : cursor + length] = position + _block(frames, rows, columns, step)
         position = int(out[:, cursor : cursor + length].max()) + 1
         cursor, block = cursor + length, block + 1
     if block != len(grids):
         raise ValueError(f"{len(grids)} grids were given, but the tokens hold only {block} vision blocks")
     return out
+
+
+@lru_cache(maxsize=256)
+def _block(frames: int, rows: int, columns: int, step: float) -> NDArray[np.int64]:
+    """Offsets (3, frames * rows * columns) within one vision block."""
+    times = np.floor(np.arange(frames) * step + 1e-9).astype(np.int64)
+    t, h, w = np.meshgrid(times, np.arange(rows), np.arange(columns), indexing="ij")
+    offsets = np.stack([t.ravel(), h.ravel(), w.ravel()])
+    offsets.flags.writeable = False
+    return offsets

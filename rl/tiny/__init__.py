@@ -1,0 +1,1 @@
+"""Training of the bundled model closeup-tiny, from nothing, on two processor cores."""

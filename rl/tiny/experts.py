@@ -1,0 +1,472 @@
+"""Expert trajectories, written as training samples: what an ideal agent sees, thinks, calls and answers, per kind.
+
+Design note. A virtual timeline is put together from pooled units (`units`): a duration, boxes with distinct colours and
+digits, flash windows, empty pairs. The expert then plays: digit and colour questions look boxes up in the overview and
+zoom; "when" and "count" resample densely. With some probability its first window is wrong (the wrong times are not
+learned); it says what it sees there and looks again. The text is exactly what the `tiny` preset shows and what the `hermes`
+dialect reads (a test replays it through the environment).
+
+Attention targets (see `samples`). Layer 0: a visual token to its time label or to its response's opening, a label to the
+label before, an option to its letter (head 0) or to the option before (head 1), a query to its key (head 3). Layer 1:
+overview lookup (head 0), next label (head 1), copying (head 3), reading a zoom (head 4), counting (head 5).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from closeup.rl.data.needle_tasks import ask_colour, ask_digit
+from closeup.rl.data.needle_world import SECONDS, Box, Scene, overview_spacing
+from closeup.rl.tiny.samples import VARYING, Sample, Writer
+from closeup.rl.tiny.units import BoxUnit, Features, FlashUnit, SceneUnits, Zoom
+
+Rng = np.random.Generator
+
+
+def label(seconds: float) -> str:
+    """A time as it stands before a visual token: at most one decimal."""
+    return f"{seconds:.1f}".removesuffix(".0") + "s"
+
+
+def number(seconds: float) -> str:
+    """A time as it stands in a call: JSON, whole numbers without a point."""
+    return json.dumps(round(seconds, 1)).removesuffix(".0")
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """A virtual video: overview tokens (P, D) labelled `first + k * spacing` seconds, boxes and flashes at pairs."""
+
+    spacing: int
+    first: int
+    overview: Features
+    boxes: tuple[tuple[int, BoxUnit], ...]
+    flashes: tuple[tuple[int, FlashUnit], ...]
+    empty: tuple[tuple[int, Zoom], ...]
+
+    def time(self, pair: int) -> float:
+        """The label of a pair in seconds."""
+        return float(self.first + pair * self.spacing)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How samples are drawn: overview pairs (None = whole videos), chance of a wrong first window, of a forced answer."""
+
+    pairs: tuple[int, int] | None = None
+    wrong: float = 0.15
+    forced: float = 0.02
+
+
+class Expert:
+    """Draws trajectories from pooled units."""
+
+    def __init__(self, units: list[SceneUnits], tokenizer: Tokenizer, seed: int) -> None:
+        self._scenes = units
+        self._boxes = [box for scene in units for box in scene.boxes]
+        self._flashes = [flash for scene in units for flash in scene.flashes]
+        self._tokenizer = tokenizer
+        self._rng = np.random.default_rng(seed)
+
+    def sample(self, kind: str, mix: Mix) -> Sample:
+        """One trajectory of `kind` ("digit", "colour", "when", "count") or one series of lookups ("lookup")."""
+        timeline = self.timeline(kind, mix)
+        writer = _Episode(self._tokenizer, timeline, self._rng, mix)
+        return writer.play(kind)
+
+    def timeline(self, kind: str, mix: Mix) -> Timeline:
+        """A random timeline that can carry a question of `kind`."""
+        rng = self._rng
+        if mix.pairs is None:
+            seconds = int(rng.integers(SECONDS[0], SECONDS[1] + 1))
+            spacing, first = overview_spacing(seconds), 0
+            pairs = math.ceil(math.ceil(seconds * 2 / spacing) / 2)
+            room = seconds // spacing - 2
+        else:
+            spacing, pairs = int(rng.integers(1, 5)), int(rng.integers(mix.pairs[0], mix.pairs[1] + 1))
+            first, room = spacing * int(rng.integers(0, max(1, SECONDS[1] // spacing - pairs))), pairs - 2
+        windows = 1 if kind == "count" or (room > 12 and rng.random() < 0.3) else 0
+        most = min(6, (room - 3 * windows) // 2)
+        count = int(rng.integers(min(most, 4 if kind in ("colour", "lookup") else 2), most + 1))
+        sizes = np.array([2] * count + [3] * windows)[rng.permutation(count + windows)]
+        gaps = rng.multinomial(room - int(sizes.sum()), np.ones(len(sizes) + 1) / (len(sizes) + 1))
+        starts = 1 + np.cumsum(gaps[:-1]) + np.concatenate([[0], np.cumsum(sizes[:-1])])
+        background = self._scenes[rng.integers(len(self._scenes))]
+        overview = background.empty[rng.integers(len(background.empty), size=pairs)].copy()
+        boxes: list[tuple[int, BoxUnit]] = []
+        flashes = []
+        for start, size in zip(starts, sizes, strict=True):
+            if size == 3:
+                flashes.append((int(start), self._flashes[rng.integers(len(self._flashes))]))
+                continue
+            while True:
+                unit = self._boxes[rng.integers(len(self._boxes))]
+                if all(unit.colour != other.colour and unit.digit != other.digit for _, other in boxes):
+                    break
+            boxes.append((int(start), unit))
+            overview[start : start + 2] = unit.skim
+        busy = {pair + k for pair, _ in boxes for k in (0, 1)}
+        free = [k for k in range(pairs - 1) if k not in busy]
+        empty = tuple(
+            (int(rng.choice(free)), background.empty_zooms[rng.integers(len(background.empty_zooms))])
+            for _ in range(2 if background.empty_zooms else 0)
+        )
+        return Timeline(spacing, first, overview, tuple(boxes), tuple(flashes), empty)
+
+
+class _Episode:
+    """Writes one trajectory."""
+
+    def __init__(self, tokenizer: Tokenizer, timeline: Timeline, rng: Rng, mix: Mix) -> None:
+        self.w = Writer(tokenizer)
+        self.t, self.rng, self.mix = timeline, rng, mix
+        self.labels: list[int] = []
+        self.pads: list[int] = []
+        self.letters: list[int] = []
+        self.values: list[int] = []
+        self.asked = 0  # mark of the colour or digit in the question
+        self.call: tuple[int, int] = (0, 0)  # marks of the last call's start and end
+        self.texts: tuple[str, str] = ("", "")
+
+    # ---- turns -----------------------------------------------------------------------------------------------------
+
+    def play(self, kind: str) -> Sample:
+        self.overview()
+        getattr(self, kind)()
+        return self.w.finish()
+
+    def overview(self) -> None:
+        w = self.w
+        w.add("<|im_start|>user\n")
+        for k, feature in enumerate(self.t.overview):
+            mark = w.add(label(self.t.time(k)))
+            if self.labels:
+                w.guide(0, 1, mark, [self.labels[-1]])
+            self.labels.append(mark)
+            self.pads += w.pads(feature[None])
+            w.guide(0, 0, self.pads[-1], [mark])
+
+    def ask(self, before: str, key: str, after: str, options: tuple[str, ...]) -> None:
+        w = self.w
+        w.add("\n" + before)
+        self.asked = w.add(key)
+        w.add(after)
+        for letter, text in zip("ABCD", options, strict=True):
+            w.add("\n")
+            self.letters.append(w.add(letter))
+            w.add(". ")
+            self.values.append(w.add(text))
+            value = self.values[-1]
+            w.guide(0, 0, value, [self.letters[-1]])
+            if "." in text:  # a time with a decimal
+                w.guide(0, 0, value + text.index(".") + 1, [self.letters[-1]])
+            if len(self.values) > 1:
+                w.guide(0, 1, value, [self.values[-2]])
+        w.add("<|im_end|>\n")
+
+    def turn(self) -> None:
+        self.w.add("<|im_start|>assistant\n")
+        self.w.add("<think>", 1.0)
+
+    def point(self, unit: BoxUnit, at: int, source: int, *, key: int | None = None, learn: bool = True) -> int:
+        """'The red box is at 12s.': returns the mark of the time. `source`: where the colour is copied from."""
+        w = self.w
+        w.add("The ", 1.0)
+        colour = w.add(unit.colour, VARYING)
+        w.guide(1, 3, colour, [source], before=True)
+        if key is not None:
+            w.guide(0, 3, colour, [key], before=True)
+        w.add(" box is at ", 1.0)
+        time = w.add(label(self.t.time(at))[:-1], VARYING if learn else 0.0)
+        w.guide(0, 3, time, [colour], before=True)
+        pair = next((p for p, other in self.t.boxes if other is unit), None)
+        if learn and pair is not None:
+            w.guide(1, 0, time, [self.pads[pair]], before=True)
+        w.add("s.", 1.0)
+        self.target = colour
+        return time
+
+    def zoom(self, at: int, time: int) -> None:
+        """The call of zoom_clip on the pair `at`."""
+        w = self.w
+        start, end = (number(self.t.time(at + k)) for k in (0, 1))
+        w.add('</think>\n<tool_call>\n{"name": "zoom_clip", "arguments": {"start": ', 1.0)
+        first = w.add(start, VARYING)
+        w.guide(1, 3, first, [time], before=True)
+        w.add(', "end": ', 1.0)
+        second = w.add(end, VARYING)
+        w.guide(0, 3, second, [first], before=True)
+        w.guide(1, 1, second, [self.labels[at + 1]], before=True)
+        w.add("}}\n</tool_call><|im_end|>", 1.0)
+        w.add("\n")
+        self._called(first, second, start, end)
+
+    def _called(self, first: int, second: int, start: str, end: str) -> None:
+        w = self.w
+        self.call, self.texts = (first, second), (start, end)
+        for mark, text, key in ((first, start, '"start": '), (second, end, '"end": ')):
+            word = mark - len(key) + 1
+            w.guide(0, 0, mark, [word])
+            if "." in text:
+                w.guide(0, 0, mark + text.index(".") + 1, [word])
+
+    def show(self, zoom: Zoom, at: int) -> tuple[list[int], int]:
+        """What zoom_clip gives back: marks of the tokens that hold the box, mark of the response's opening."""
+        w = self.w
+        w.add("<|im_start|>user\n")
+        opening = w.add("<tool_response>\n")
+        marks: list[int] = []
+        for k in (0, 1):
+            start = math.floor((self.t.time(at) + k * self.t.spacing / 2) * 10 + 1e-6) / 10
+            w.add(label(start))
+            marks += w.pads(zoom.features[16 * k : 16 * k + 16])
+        for mark in marks:
+            w.guide(0, 0, mark, [opening])
+        w.add("\n</tool_response><|im_end|>\n")
+        return [marks[i] for i in zoom.box], opening
+
+    def see(self, box: list[int], opening: int, unit: BoxUnit | None, target: int) -> int:
+        """'I see a red box' or 'I see no box'; returns the colour's mark (or that of "no")."""
+        w = self.w
+        w.add("I see ", 1.0)
+        if unit is None:
+            seen = w.add("no", VARYING)
+            w.guide(1, 4, seen, [opening], before=True)
+            w.add(" box", 1.0)
+            return seen
+        article = w.add("an " if unit.colour[0] in "aeiou" else "a ", VARYING)
+        w.guide(1, 4, article, box, before=True)
+        colour = w.add(unit.colour, VARYING)
+        w.guide(1, 4, colour, box, before=True)
+        last = w.add(" box", 1.0)
+        w.guide(0, 3, last, [colour])
+        w.guide(1, 3, last, [target])
+        return colour
+
+    def read(self, unit: BoxUnit, box: list[int], colour: int) -> int:
+        """': 7' after the box seen is the one looked for; returns the digit's mark."""
+        w = self.w
+        w.add(": ", VARYING)
+        digit = w.add(str(unit.digit), VARYING)
+        w.guide(0, 3, digit, [colour], before=True)
+        w.guide(1, 4, digit, box, before=True)
+        return digit
+
+    def conclude(self, choice: int, *, key: int, source: int | None) -> None:
+        """' (B).' and the answer: the letter is looked up at option `source` by the value at mark `key`."""
+        w = self.w
+        w.add(" (", VARYING)
+        letter = w.add("ABCD"[choice], VARYING)
+        w.guide(0, 3, letter, [key], before=True)
+        if source is not None:
+            w.guide(1, 3, letter, [self.values[source]], before=True)
+        w.add(")", 1.0)
+        w.add('.</think>\n<tool_call>\n{"name": "answer", "arguments": {"choice": "', 1.0)
+        again = w.add("ABCD"[choice], VARYING)
+        w.guide(1, 3, again, [letter], before=True)
+        self.evidence()
+
+    def evidence(self) -> None:
+        """The rest of an answer: the last call's window as evidence."""
+        w = self.w
+        w.add('", "evidence": [[', 1.0)
+        for k, (mark, text) in enumerate(zip(self.call, self.texts, strict=True)):
+            copy = w.add(text, VARYING)
+            w.guide(1, 3, copy, [mark], before=True)
+            if "." in text:
+                tail = text.index(".") + 1
+                w.guide(1, 3, copy + tail, [mark + tail], before=True)
+            if k == 0:
+                w.add(", ", 1.0)
+        w.add("]]}}\n</tool_call><|im_end|>", 1.0)
+
+    def give_up(self, choice: int) -> None:
+        """A forced last message: the call has been begun for the model, which only fills in what is left."""
+        w = self.w
+        w.add('<|im_start|>assistant\n<tool_call>\n{"name": "answer", "arguments": {')
+        w.cut()
+        w.add('"choice": "', 1.0)
+        w.add("ABCD"[choice], 1.0)
+        self.evidence()
+
+    # ---- kinds -----------------------------------------------------------------------------------------------------
+
+    def _scene(self) -> Scene:
+        boxes = tuple(Box(u.colour, u.digit, 0, u.step, 0, 0, 0, 0) for _, u in self.t.boxes)
+        return Scene(0, self.t.spacing, boxes, ())
+
+    def _detour(self, avoid: int) -> tuple[int, Zoom, BoxUnit | None] | None:
+        """Perhaps a wrong first window: another box, or nothing."""
+        if self.rng.random() >= self.mix.wrong:
+            return None
+        others = [(p + k, u.zooms[k], u) for n, (p, u) in enumerate(self.t.boxes) for k in (0, 1) if n != avoid]
+        nothing: list[tuple[int, Zoom, BoxUnit | None]] = [(p, z, None) for p, z in self.t.empty]
+        choices = [c for c in others if c[1].box]
+        if nothing and (not choices or self.rng.random() < 0.5):
+            return nothing[self.rng.integers(len(nothing))]
+        return choices[self.rng.integers(len(choices))] if choices else None
+
+    def _look(self, index: int, source: int, key: int | None, detour: tuple[int, Zoom, BoxUnit | None] | None) -> bool:
+        """Look at box `index`, after a detour if one is given. Returns whether the sample goes on."""
+        pair, unit = self.t.boxes[index]
+        w = self.w
+        if detour is not None:
+            at, zoom, seen = detour
+            time = self.point(unit, at, source, key=key, learn=False)
+            target = self.target
+            self.zoom(at, time)
+            box, opening = self.show(zoom, at)
+            if self.rng.random() < self.mix.forced:
+                return False
+            self.turn()
+            self.see(box, opening, seen, target)
+            w.add(". ", VARYING)
+            source, key = target, None
+        late = len(unit.zooms[1].box) > 0 and self.rng.random() < 0.06
+        at = pair + late
+        time = self.point(unit, at, source, key=key, learn=not late)
+        target = self.target
+        self.zoom(at, time)
+        self.box, opening = self.show(unit.zooms[late], at)
+        if self.rng.random() < self.mix.forced:
+            return False
+        self.turn()
+        self.seen = self.see(self.box, opening, unit, target)
+        return True
+
+    def digit(self) -> None:
+        index = int(self.rng.integers(len(self.t.boxes)))
+        _, unit = self.t.boxes[index]
+        scene = self._scene()
+        needle = ask_digit(scene, scene.boxes[index], self.rng)
+        self.ask("Which digit is in the ", unit.colour, " box?", needle.options)
+        choice = needle.options.index(needle.answer)
+        self.turn()
+        if not self._look(index, self.asked, None, self._detour(index)):
+            return self.give_up(choice)
+        digit = self.read(unit, self.box, self.seen)
+        return self.conclude(choice, key=digit, source=choice)
+
+    def colour(self) -> None:
+        scene = self._scene()
+        if len(scene.boxes) < 4:
+            return self.digit()
+        index = int(self.rng.integers(len(self.t.boxes)))
+        needle = ask_colour(scene, scene.boxes[index], self.rng)
+        self.ask("Which colour shows digit ", str(scene.boxes[index].digit), "?", needle.options)
+        choice = needle.options.index(needle.answer)
+        detour_at = int(self.rng.integers(choice + 1))
+        source, key = self.values[0], None
+        self.turn()
+        for step in range(choice + 1):
+            now = next(i for i, box in enumerate(scene.boxes) if box.colour == needle.options[step])
+            if not self._look(now, source, key, self._detour(now) if step == detour_at else None):
+                return self.give_up(choice)
+            unit = self.t.boxes[now][1]
+            digit = self.read(unit, self.box, self.seen)
+            self.w.guide(1, 3, digit, [self.asked])
+            if step == choice:
+                return self.conclude(choice, key=self.seen, source=choice)
+            self.w.add(". ", VARYING)
+            source, key = self.values[step + 1], self.seen
+        return None
+
+    def lookup(self) -> None:
+        """A series of lookups without looking: not an episode, but the same words, many per overview."""
+        self.w.add("<|im_end|>\n")
+        for index in self.rng.permutation(len(self.t.boxes)):
+            pair, unit = self.t.boxes[index]
+            self.w.add("<|im_start|>user\n")
+            asked = self.w.add(unit.colour)
+            self.w.add("<|im_end|>\n")
+            self.turn()
+            self.zoom(pair, self.point(unit, pair, asked, key=asked))
+
+    def when(self) -> None:
+        index = int(self.rng.integers(len(self.t.boxes)))
+        pair, unit = self.t.boxes[index]
+        before = self.t.time(pair) - (0 if unit.late else self.t.spacing / 2)
+        options = tuple(f"{before + k * self.t.spacing / 10:.1f} s" for k in (1, 2, 3, 4))
+        self.ask("When does the ", unit.colour, " box appear?", options)
+        self.turn()
+        self.w.add("The options need a closer look.", 1.0)
+        texts = options[0][:-2], options[3][:-2]
+        box, _ = self._resample(unit.onset, texts, (self.values[0], self.values[3]), 7)
+        self.turn()
+        self.w.add("It is there in ", 1.0)
+        count = self.w.add(str(5 - unit.step), VARYING)
+        self.w.guide(1, 5, count, box, before=True)
+        self.w.add(" of 4 looks", 1.0)
+        self.conclude(unit.step - 1, key=count, source=None)
+
+    def count(self) -> None:
+        start, unit = self.t.flashes[int(self.rng.integers(len(self.t.flashes)))]
+        a, b = (number(self.t.time(start + k)) for k in (0, 2))
+        w = self.w
+        w.add("\nHow often does the green light flash between ")
+        first = w.add(a)
+        w.guide(0, 0, first, [first - len("between ")])
+        w.add(" s and ")
+        second = w.add(b)
+        w.guide(0, 0, second, [second - len("and ")])
+        options = tuple(str(v) for v in self.rng.permutation([1, 2, 3, 4]))
+        self._plain_options(" s?", options)
+        self.turn()
+        w.add("That stretch needs a denser look.", 1.0)
+        box, _ = self._resample(unit.dense, (a, b), (first, second), 21)
+        self.turn()
+        w.add("Flashes counted: ", 1.0)
+        counted = w.add(str(unit.count), VARYING)
+        w.guide(1, 5, counted, box, before=True)
+        choice = options.index(str(unit.count))
+        self.conclude(choice, key=counted, source=choice)
+
+    def _plain_options(self, after: str, options: tuple[str, ...]) -> None:
+        self.w.add(after)
+        for letter, text in zip("ABCD", options, strict=True):
+            self.w.add("\n")
+            self.letters.append(self.w.add(letter))
+            self.w.add(". ")
+            self.values.append(self.w.add(text))
+            self.w.guide(0, 0, self.values[-1], [self.letters[-1]])
+        self.w.add("<|im_end|>\n")
+
+    def _resample(
+        self, features: Features, texts: tuple[str, str], sources: tuple[int, int], frames: int
+    ) -> tuple[list[int], int]:
+        """The call of resample_frames and what it gives back."""
+        w = self.w
+        w.add('</think>\n<tool_call>\n{"name": "resample_frames", "arguments": {"start": ', 1.0)
+        marks = []
+        for k, (text, source) in enumerate(zip(texts, sources, strict=True)):
+            mark = w.add(text, VARYING)
+            word = mark - len('"start": ' if k == 0 else '"end": ') + 1
+            w.guide(0, 3, mark, [word], before=True)
+            w.guide(1, 3, mark, [source], before=True)
+            if "." in text:
+                tail = text.index(".") + 1
+                w.guide(0, 3, mark + tail, [word], before=True)
+                w.guide(1, 3, mark + tail, [source + tail], before=True)
+            marks.append(mark)
+            if k == 0:
+                w.add(', "end": ', 1.0)
+        w.add(f', "num_frames": {frames}}}}}\n</tool_call><|im_end|>', 1.0)
+        w.add("\n")
+        self._called(marks[0], marks[1], *texts)
+        w.add("<|im_start|>user\n")
+        opening = w.add("<tool_response>\n")
+        start, end = (float(text) for text in texts)
+        pads: list[int] = []
+        for k, feature in enumerate(features):
+            time = start + (end - start) * 2 * k / (frames - 1)
+            w.add(label(math.floor(time * 10 + 1e-6) / 10))
+            pads += w.pads(feature[None])
+        for mark in pads:
+            w.guide(0, 0, mark, [opening])
+        w.add("\n</tool_response><|im_end|>\n")
+        return pads, opening
