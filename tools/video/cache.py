@@ -16,7 +16,8 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
@@ -200,9 +201,39 @@ class ReaderPool:
         return closing
 
 
+class Turns:
+    """Lets only one caller at a time do a piece of work; the others wait, and then find it done in the stores."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget who is waiting (after a fork: nobody is)."""
+        self._lock = threading.Lock()
+        self._work: dict[Hashable, tuple[threading.Lock, int]] = {}
+
+    @contextmanager
+    def take(self, work: Hashable) -> Iterator[None]:
+        """Hold the turn for `work`."""
+        with self._lock:
+            turn, waiting = self._work.get(work, (threading.Lock(), 0))
+            self._work[work] = (turn, waiting + 1)
+        try:
+            with turn:
+                yield
+        finally:
+            with self._lock:
+                turn, waiting = self._work.get(work, (turn, 1))
+                if waiting > 1:
+                    self._work[work] = (turn, waiting - 1)
+                else:
+                    self._work.pop(work, None)
+
+
 frames: Store[FrameKey, NDArray[np.uint8]] = Store(512 << 20)
 knowledge: Store[Hashable, object] = Store(64 << 20)
 readers = ReaderPool(256 << 20)
+turns = Turns()
 
 
 def cache_stats() -> dict[str, StoreStats]:
@@ -238,6 +269,7 @@ def clear_caches() -> None:
 
 def _after_fork_in_child() -> None:
     readers.abandon()
+    turns.reset()
     frames.reset()
     knowledge.reset()
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from functools import cached_property
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -72,7 +71,7 @@ class Clip(BaseModel):
         """Length of the window in seconds."""
         return self.end - self.start
 
-    @cached_property
+    @property  # not cached: `model_copy` would carry the old digest into the changed copy
     def key(self) -> str:
         """16 hexadecimal digits naming this request; equal clips have equal keys in every process."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]

@@ -161,21 +161,28 @@ class Video:
             made_by = f"{backend.name}-{backend.version}"
             return cache.FrameKey(probe.identity, probe.stream, pts, made_by, backend.resizer, size, overlay)
 
+        def recall(ticks: Sequence[int]) -> tuple[int, ...]:
+            """Put what the stores hold; return the ticks that are left."""
+            left = []
+            for tick in ticks:
+                pts = index.shown(tick) if mode == "exact" else index.key_shown(tick)
+                picture = None if pts is None else cache.frames.get(key(pts))
+                if pts is None or picture is None:
+                    left.append(tick)
+                else:
+                    put(tick, pts, picture)
+            return tuple(left)
+
         index = _index(probe)
-        missing = []
-        for tick in sorted(places):
-            pts = index.shown(tick) if mode == "exact" else index.key_shown(tick)
-            picture = None if pts is None else cache.frames.get(key(pts))
-            if pts is None or picture is None:
-                missing.append(tick)
-            else:
-                put(tick, pts, picture)
+        missing = recall(sorted(places))
         if missing:
-            for shot in backend.shots(probe, index, Order(missing, size, mode), self._threads):
-                picture = np.ascontiguousarray(draw(overlay, shot.pixels, probe.seconds(shot.pts)))
-                put(shot.tick, shot.pts, picture)
-                picture.flags.writeable = False
-                cache.frames.put(key(shot.pts), picture, picture.nbytes)
+            with cache.turns.take((key(0), mode, missing)):
+                missing = recall(missing)
+                for shot in backend.shots(probe, index, Order(missing, size, mode), self._threads) if missing else ():
+                    picture = np.ascontiguousarray(draw(overlay, shot.pixels, probe.seconds(shot.pts)))
+                    put(shot.tick, shot.pts, picture)
+                    picture.flags.writeable = False
+                    cache.frames.put(key(shot.pts), picture, picture.nbytes)
             cache.knowledge.put(("index", probe.identity, probe.stream), index, index.nbytes)
         bad = index.add_bad(set())
         return Frames(pixels, shown, np.array(times, dtype=np.float64), bad, self.backend, mode)

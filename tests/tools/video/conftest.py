@@ -17,8 +17,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from closeup.tools.video import clear_caches
 from numpy.typing import NDArray
+
+from closeup.tools.video import clear_caches
 
 BITS = 12
 HAVE_FFMPEG = shutil.which("ffmpeg") is not None and shutil.which("ffprobe") is not None
@@ -163,7 +164,16 @@ RECIPES: dict[str, tuple[str, tuple[str, ...], tuple[tuple[str, tuple[str, ...],
     "hevc": (".mp4", ("-c:v", "libx265", "-preset", "ultrafast", "-x265-params", "log-level=none:keyint=24"), ()),
     "hevc-10bit": (
         ".mkv",
-        ("-c:v", "libx265", "-preset", "ultrafast", "-pix_fmt", "yuv420p10le", "-x265-params", "log-level=none:keyint=24"),
+        (
+            "-c:v",
+            "libx265",
+            "-preset",
+            "ultrafast",
+            "-pix_fmt",
+            "yuv420p10le",
+            "-x265-params",
+            "log-level=none:keyint=24",
+        ),
         (),
     ),
     "vp8": (".webm", ("-c:v", "libvpx", "-deadline", "realtime", "-g", "24", "-b:v", "1M"), ()),

@@ -9,6 +9,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+
 from closeup.tools.video import NoFrames, NotAVideo, Video, probe
 
 Reader = Callable[[Any], int]

@@ -11,6 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+
 from closeup.tools.video import (
     BackendMissing,
     Clip,
@@ -181,6 +182,8 @@ def test_a_missing_backend_names_its_install_line(barcode_mp4: Path, monkeypatch
 
 
 def test_importing_loads_neither_a_decoder_nor_torch() -> None:
-    code = "import sys, closeup.tools.video as v; assert v.Video; print([m for m in ('torch', 'av') if m in sys.modules])"
+    code = (
+        "import sys, closeup.tools.video as v; assert v.Video; print([m for m in ('torch', 'av') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from closeup.tools.video import Frames, Video, clear_caches, probe, set_cache_limits
 
 Zoo = Callable[[str], Any]
