@@ -98,7 +98,7 @@ class Tool(ABC, Generic[ArgsT]):
 
     Class attributes:
         name: what the model writes; default: the class name in snake_case.
-        Args: the arguments model, taken from the type parameter.
+        Args: the arguments model, taken from the type parameter unless the class sets it.
     """
 
     name: ClassVar[str] = ""
@@ -106,7 +106,7 @@ class Tool(ABC, Generic[ArgsT]):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for base in getattr(cls, "__orig_bases__", ()):
+        for base in () if "Args" in cls.__dict__ else cls.__dict__.get("__orig_bases__", ()):
             origin = get_origin(base)
             if isinstance(origin, type) and issubclass(origin, Tool):
                 (args,) = get_args(base)

@@ -134,6 +134,10 @@ def _check_strict(tool: type[Tool[Any]], example: Mapping[str, Any], schema: Map
             tool.parse_args(arguments)
         except ToolError:
             continue
+        except Exception as error:
+            raise ToolCheckError(
+                f"{tool.name}: parse_args raised {type(error).__name__} for {what}, not ToolError"
+            ) from error
         raise ToolCheckError(
             f"{tool.name}: accepted {what}; arguments must be validated strictly (derive from ToolArgs)"
         )

@@ -171,3 +171,15 @@ def test_deep_nesting_is_refused() -> None:
         value = [value]
     with pytest.raises(ToolError, match="wrong arguments for answer"):
         AnswerTool.parse_args({"evidence": value})
+
+
+def test_a_class_may_set_its_arguments_itself() -> None:
+    class Other(ToolArgs):
+        until: float
+
+    class PeekUntil(PeekOnce):
+        """Peek until then."""
+
+        Args = Other
+
+    assert PeekUntil.Args is Other and PeekUntil.name == "peek_until"
