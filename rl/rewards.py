@@ -30,7 +30,9 @@ from closeup.rl.statistics import HIT_FRACTION
 from closeup.tools.base import Answer
 from closeup.tools.video.clip import window_iou
 
-_NUMBER = re.compile(r"(?:(?<!\w)[-+])?(?:\d{1,3}(?:,\d{3})+|\d{1,30})?(?:\.\d{1,30})?(?:[eE][-+]?\d{1,3})?")
+_NUMBER = re.compile(
+    r"(?:(?<!\w)[-+])?(?:(?:\d{1,3}(?:,\d{3})+|\d{1,30})(?:\.\d{0,30})?|\.\d{1,30})(?:[eE][-+]?\d{1,3})?"
+)
 MAX_ANSWER = 10_000
 """Longer free answers (characters) are wrong without being read: no gold answer is a book."""
 
@@ -100,7 +102,7 @@ def normalise(text: str) -> str:
 def number_in(text: str) -> float | None:
     """The one number in a text ("about 1,200 m" is 1200.0); None when there is none, or more than one."""
     plain = unicodedata.normalize("NFKC", text[:MAX_ANSWER]).replace("\N{MINUS SIGN}", "-")
-    found = [match.group() for match in _NUMBER.finditer(plain) if any(c.isdigit() for c in match.group())]
+    found = [match.group() for match in _NUMBER.finditer(plain)]
     if len(found) != 1:
         return None
     value = float(found[0].replace(",", ""))
