@@ -19,8 +19,10 @@ def valid_text(text: str) -> str:
 
 
 class TextPart(BaseModel):
-    """Plain text. What it spells never is a control token of chat or vision: an adapter inserts those itself, and encodes
-    `<|im_end|>` or `<|video_pad|>` in a text as ordinary characters. A dialect's own tags (`<think>`, `<tool_call>`,
+    """Plain text.
+
+    What it spells is never a control token of chat or vision: an adapter inserts those itself, and encodes `<|im_end|>`
+    or `<|video_pad|>` in a text as ordinary characters. A dialect's own tags (`<think>`, `<tool_call>`,
     `<tool_response>`) keep their meaning; the environment breaks them up in text of tasks and tools.
     """
 
