@@ -102,7 +102,7 @@ _TINY = Preset(
 )
 
 PRESETS: dict[str, Preset] = {
-    "default": Preset(name="default"),
+    "default": Preset(name="default", timestamps="position"),
     "tiny": _TINY,
     "tiny-direct": _TINY.model_copy(update={"name": "tiny-direct", "tools": ("answer",)}),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -9,6 +11,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "PASSIVE"
+)  # before torch loads: spinning threads starve each other on a busy machine
 
 MakeVideo = Callable[..., Path]
 
