@@ -66,10 +66,14 @@ def run_tool(tool: type[Tool[Any]] | Tool[Any], args: ToolArgs | Mapping[str, An
         )
     call = _Call(instance, arguments, context)
     call.start()
-    call.join(limit)
-    if call.is_alive():
-        with _lock:
-            _abandoned.append(call)
+    try:
+        call.join(limit)
+    finally:  # an interrupted wait leaves the call running too
+        late = call.is_alive()
+        if late:
+            with _lock:
+                _abandoned.append(call)
+    if late:
         raise ToolTimeout(f"{instance.name} took longer than {limit:g} s and was given up. Ask for less, or answer.")
     if call.error is not None:
         raise call.error
