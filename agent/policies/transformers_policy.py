@@ -115,7 +115,9 @@ class TransformersPolicy(Policy):
         on_token: TokenCallback | None = None,
         cancel: threading.Event | None = None,
     ) -> list[Completion]:
-        """One completion per request, in order; see `Policy.generate`. Text is streamed prefix first, whole characters.
+        """One completion per request, in order; see `Policy.generate`.
+
+        Text is streamed in whole characters; the prefix, which the caller knows, is not.
 
         Raises:
             ValueError: two requests of one episode in a call.
@@ -236,9 +238,6 @@ class TransformersPolicy(Policy):
         def pixels(item: Media) -> NDArray[np.uint8]:
             return frames[item.key] if item.key in frames else self.adapter.frames(item, videos[item.key])
 
-        for turn in turns:
-            if turn.speaker is not None:
-                turn.speaker.say(turn.request.assistant_prefix)
         sampler = Sampler(
             [turn.request.sampling for turn in turns],
             self.adapter.suppressed_ids,
