@@ -90,8 +90,8 @@ def slow_fast(
 ) -> SlowFast:
     """Frames for an overview of `duration` seconds and for close-ups of `windows` (start, end in seconds).
 
-    "Fast" is the dense overview in low resolution and "slow" the close-up in high resolution (LOVE-R1's words). When the
-    plan exceeds `max_pixels` (over all frames), every count shrinks by the same factor, down to one frame each.
+    "Fast" is the dense overview in low resolution and "slow" the close-up in high resolution (LOVE-R1's words). When
+    the plan exceeds `max_pixels` (over all frames), every count shrinks by one factor, down to one frame each.
 
     Raises:
         ValueError: not even one frame each fits.
@@ -102,8 +102,8 @@ def slow_fast(
     least = SlowFast(1, tuple(1 for _ in windows))
     if least.pixels(fast, slow) > max_pixels:
         raise ValueError(
-            f"one overview frame and one frame for each of {len(windows)} windows need {least.pixels(fast, slow)} pixels, "
-            f"but only {max_pixels} are allowed; allow more pixels, or ask for smaller frames or fewer windows"
+            f"one overview frame and one frame for each of {len(windows)} windows need {least.pixels(fast, slow)} "
+            f"pixels, but only {max_pixels} are allowed; allow more pixels, or ask for smaller frames or fewer windows"
         )
     low, high = 0.0, 1.0  # the largest factor that fits, by bisection: the ones kept at one frame make it uneven
     plan = least

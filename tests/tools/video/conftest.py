@@ -1,7 +1,7 @@
 """Test videos whose every frame carries its own number as a barcode, so that a wrong frame shows itself.
 
-`zoo(name)` makes one difficult file with the ffmpeg program and reads every frame of it back with that same program: the
-oracle. `barcode_mp4` is a plain file written through PyAV for tests that need no oracle.
+`zoo(name)` makes one difficult file with the ffmpeg program and reads every frame of it back with that same program:
+the oracle. `barcode_mp4` is a plain file written through PyAV for tests that need no oracle.
 """
 
 from __future__ import annotations
@@ -135,6 +135,7 @@ def oracle(path: Path) -> Sample:
 
 
 X264 = ("-c:v", "libx264", "-preset", "veryfast", "-pix_fmt", "yuv420p", "-bf", "3", "-g", "24")
+X265 = ("-c:v", "libx265", "-preset", "ultrafast", "-x265-params", "log-level=none:keyint=24")
 BURSTS = "setpts='(N+15*floor(N/10))/30/TB'"
 SLOWING = "setpts='(N+0.02*N*N)/30/TB'"
 VFR = ("-fps_mode", "passthrough", "-enc_time_base", "1/1200")
@@ -152,7 +153,7 @@ RECIPES: dict[str, tuple[str, tuple[str, ...], tuple[tuple[str, tuple[str, ...],
     "start10-mkv": (".mkv", (*X264, "-output_ts_offset", "10"), ()),
     "mkv": (".mkv", X264, ()),
     "ts": (".ts", (*X264, "-x264-params", "open-gop=1"), ()),
-    "ts-hevc": (".ts", ("-c:v", "libx265", "-preset", "ultrafast", "-x265-params", "log-level=none:keyint=24"), ()),
+    "ts-hevc": (".ts", X265, ()),
     "m2ts-mpeg2": (".ts", ("-c:v", "mpeg2video", "-bf", "2", "-g", "12", "-q:v", "3"), ()),
     "mpeg-ps": (".mpg", ("-c:v", "mpeg2video", "-bf", "2", "-g", "12", "-q:v", "3"), ()),
     "edit-list": (".mp4", X264, ((".mp4", ("-ss", "1.3"), ()),)),
@@ -161,21 +162,8 @@ RECIPES: dict[str, tuple[str, tuple[str, ...], tuple[tuple[str, tuple[str, ...],
     "rotate-270": (".mp4", X264, ((".mp4", (), ("-metadata:s:v:0", "rotate=270")),)),
     "sar-2-1": (".mp4", ("-vf", "setsar=2", *X264), ()),
     "sar-8-9": (".mkv", ("-vf", "setsar=8/9", *X264), ()),
-    "hevc": (".mp4", ("-c:v", "libx265", "-preset", "ultrafast", "-x265-params", "log-level=none:keyint=24"), ()),
-    "hevc-10bit": (
-        ".mkv",
-        (
-            "-c:v",
-            "libx265",
-            "-preset",
-            "ultrafast",
-            "-pix_fmt",
-            "yuv420p10le",
-            "-x265-params",
-            "log-level=none:keyint=24",
-        ),
-        (),
-    ),
+    "hevc": (".mp4", X265, ()),
+    "hevc-10bit": (".mkv", (*X265, "-pix_fmt", "yuv420p10le"), ()),
     "vp8": (".webm", ("-c:v", "libvpx", "-deadline", "realtime", "-g", "24", "-b:v", "1M"), ()),
     "vp9": (".webm", ("-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8", "-g", "24", "-b:v", "1M"), ()),
     "av1-mp4": (".mp4", ("-c:v", "libsvtav1", "-preset", "12", "-g", "24"), ()),
