@@ -86,6 +86,7 @@ class VideoQAEnv:
         self.tools: dict[str, type[Tool[Any]]] = {tool.name: tool for tool in chosen}
         if "answer" not in self.tools:
             raise ValueError(f"an episode ends with the tool 'answer', got only: {', '.join(self.tools) or 'no tool'}")
+        self._specs = tuple(tool.spec() for tool in self.tools.values())
         self.rewards = dict(rewards or {})
         self.geometry = geometry or VisionGeometry()
         self.video_backend = video_backend
@@ -132,6 +133,7 @@ class VideoQAEnv:
                 preset=self.preset,
                 dialect=self.dialect,
                 tools=tuple(self.tools.values()),
+                specs=self._specs,
                 geometry=self.geometry,
                 videos=tuple(videos),
             )

@@ -11,7 +11,7 @@ Invariants
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from closeup import prompts
@@ -50,6 +50,7 @@ class Session:
         preset: Preset,
         dialect: Dialect,
         tools: Sequence[type[Tool[Any]]],
+        specs: Sequence[Mapping[str, Any]],
         geometry: VisionGeometry,
         videos: tuple[Video, ...],
     ) -> None:
@@ -69,7 +70,7 @@ class Session:
         self.close: tuple[Clip, ...] = ()
         self.forced_by = ""
         self.over = False
-        self._specs = tuple(tool.spec() for tool in tools)
+        self._specs = tuple(specs)
         self._system = self._render_system()
         self._question = self._render_question()
         self._overviews: tuple[Shown, ...] = ()
@@ -212,7 +213,7 @@ class Session:
         return prompts.render(
             self.preset.prompts,
             "system",
-            tools=[json.dumps(spec) for spec in self._specs],
+            tools=[json.dumps(dict(spec)) for spec in self._specs],
             looks=len(self._specs) > 1,
             timestamps=self.preset.timestamps,
             max_steps=self.preset.budget.max_steps,

@@ -48,7 +48,7 @@ class Task(BaseModel):
         audio: path of a sound track, for models that listen; carried, not used by vision-only policies.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     id: str = "task"
     videos: tuple[Path, ...] = ()
@@ -139,7 +139,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, Task | TaskError]]:
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"cannot read the task file {path}: {error}") from None
     seen: set[str] = set()
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: a JSON string may hold U+2028
         if not line.strip():
             continue
         try:
