@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from closeup.agent.contract import Environment, Observation, StepResult
 from closeup.agent.environment import VideoQAEnv
 from closeup.agent.geometry import VisionGeometry
+from closeup.agent.live import CANCELLED
 from closeup.agent.messages import Message
 from closeup.agent.preset import Preset
 from closeup.agent.scoring import RewardFn
@@ -144,7 +145,7 @@ def _compare_end(found: list[Difference], trajectory: Trajectory, env: Environme
     outcome = trajectory.outcome
     if outcome.failed or (result is None and not trajectory.steps):
         return
-    if any(step.finish not in ("stop", "length") for step in trajectory.steps) or outcome.reason == "cancelled":
+    if any(step.finish not in ("stop", "length") for step in trajectory.steps) or outcome.reason == CANCELLED:
         return
     answer = result.info.answer if result else None
     _compare(found, None, "terminated", outcome.terminated, bool(result and result.terminated))
@@ -209,8 +210,9 @@ def _environment(trajectory: Trajectory, rewards: Mapping[str, RewardFn], found:
             f"trajectory {trajectory.id!r} cannot be set up again from its settings ({error});"
             " give the environment it came from to replay(..., environment=…)"
         ) from None
+    scored = {name for step in trajectory.steps for name in step.rewards}
     for name in streams:
-        if name not in rewards:
+        if name in scored and name not in rewards:
             found.append(Difference(None, f"reward stream {name}", "recorded", "no function of that name is given"))
     chosen = {name: rewards[name] for name in streams if name in rewards}
     return VideoQAEnv(preset, tools=tools, rewards=chosen, geometry=geometry, video_backend=backend)
