@@ -113,7 +113,7 @@ async def arun_episode(
     (start,) = _starts([task], 1)
     episode = LiveEpisode(start, make, policy, RunSettings(drawn, seed, judge, scorers, on_event))
     try:
-        await asyncio.to_thread(episode.open)
+        await _in_thread(episode.open)
         while episode.alive:
             began = time.perf_counter()
             try:
@@ -121,7 +121,7 @@ async def arun_episode(
             except Exception as error:
                 episode.fail(error)
                 break
-            await asyncio.to_thread(episode.take, done, time.perf_counter() - began)
+            await _in_thread(episode.take, done, time.perf_counter() - began)
     except asyncio.CancelledError:
         if episode.alive:
             episode.cancel()
@@ -130,6 +130,16 @@ async def arun_episode(
         episode.close()
     assert episode.trajectory is not None  # an episode that is no longer alive has its record
     return episode.trajectory
+
+
+async def _in_thread(work: Callable[..., None], *arguments: object) -> None:
+    """Run `work` off the event loop; when cancelled, wait for its end first: nothing may work on a closed episode."""
+    thread = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+    try:
+        await asyncio.shield(thread)
+    except asyncio.CancelledError:
+        await asyncio.wait([thread])
+        raise
 
 
 def _turn(live: Sequence[LiveEpisode], policy: Policy, *, tokens: bool, cancel: threading.Event | None) -> None:

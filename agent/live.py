@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -165,12 +166,12 @@ class LiveEpisode:
             result = self._env.step(
                 completion.text, finish=completion.finish, spent_context_tokens=completion.context_tokens or None
             )
+            step, info = len(self._steps), result.info
+            self._ask_for(info.clips)
+            self._record(completion, info, result.rewards, seconds)
         except Exception as error:
             self.fail(error)
             return
-        step, info = len(self._steps), result.info
-        self._ask_for(info.clips)
-        self._record(completion, info, result.rewards, seconds)
         self._observation = result.observation
         if info.thought:
             self._tell(Thought(self.id, step, info.thought))
@@ -313,7 +314,7 @@ def with_scores(trajectory: Trajectory, scorers: Sequence[Scorer]) -> Trajectory
     """The trajectory with the late reward streams of `scorers` added.
 
     Raises:
-        ValueError: a scorer gives another number of steps than there are, or a stream that is there already.
+        ValueError: a scorer gives another number of steps than there are, a stream that is there already, or no number.
     """
     steps = list(trajectory.steps)
     for scorer in scorers:
@@ -322,6 +323,8 @@ def with_scores(trajectory: Trajectory, scorers: Sequence[Scorer]) -> Trajectory
             name = type(scorer).__name__
             raise ValueError(f"{name} scored {len(scores)} steps of a trajectory that has {len(steps)}")
         for index, late in enumerate(scores):
+            if any(value is not None and not math.isfinite(value) for value in late.values()):
+                raise ValueError(f"{type(scorer).__name__} gives {late}: a reward is a finite number or None")
             both = sorted(set(late) & set(steps[index].rewards))
             if both:
                 raise ValueError(f"{type(scorer).__name__} gives the streams {both} a second time")

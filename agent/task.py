@@ -44,7 +44,7 @@ class Task(BaseModel):
         evidence: gold windows `(start, end)` in seconds; () when unknown.
         answer_kind: how an answer is judged.
         kind: a label to report accuracy by.
-        subtitles: timed cues, shown beside the frames they belong to.
+        subtitles: timed cues of the first video, shown with the frames they belong to.
         audio: path of a sound track, for models that listen; carried, not used by vision-only policies.
     """
 

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from closeup.agent.messages import Message
 from closeup.agent.task import Task
@@ -30,7 +30,7 @@ VERSION = 1
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ClipRecord(_Record):
@@ -79,7 +79,8 @@ class StepRecord(_Record):
         rewards: streams by name; None = not scored.
         forced: only an answer was taken at this step.
         context_tokens: tokens of the whole context with this message, as the policy counted them; None when it did not.
-        generate_seconds, tool_seconds: wall time of the policy and of the tool, in seconds.
+        generate_seconds, tool_seconds: wall time of the policy (an even share of its batch's) and of the tool, in
+            seconds.
     """
 
     parent: int | None = None
@@ -100,6 +101,12 @@ class StepRecord(_Record):
     context_tokens: int | None = None
     generate_seconds: float = 0.0
     tool_seconds: float = 0.0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StepRecord:
+        if self.logprobs is not None and len(self.logprobs) != len(self.ids or ()):
+            raise ValueError(f"{len(self.ids or ())} ids have {len(self.logprobs)} log-probabilities")
+        return self
 
 
 class Outcome(_Record):
@@ -155,6 +162,13 @@ class Trajectory(_Record):
     clips: dict[str, ClipRecord] = Field(default_factory=dict)
     outcome: Outcome = Outcome()
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Trajectory:
+        for index, step in enumerate(self.steps):
+            if step.parent is not None and not 0 <= step.parent < index:
+                raise ValueError(f"the parent of step {index} is {step.parent}; a parent is an earlier step")
+        return self
+
     def path_to(self, index: int) -> tuple[int, ...]:
         """Indices of the steps from the root of `index`'s path to `index` itself."""
         path = [index]
@@ -203,7 +217,7 @@ def read_trajectories(path: Path) -> Iterator[Trajectory]:
     Raises `TrajectoryError` with file and line at the first that cannot be read.
     """
     try:
-        file = path.open(encoding="utf-8")
+        file = path.open("rb")
     except OSError as error:
         raise TrajectoryError(f"cannot read {path}: {error.strerror or error}") from None
     with file:
@@ -223,5 +237,5 @@ def read_trajectories(path: Path) -> Iterator[Trajectory]:
                 first = error.errors()[0]
                 where = ".".join(str(p) for p in first["loc"])
                 raise TrajectoryError(f"{path}, line {number}: not a trajectory: {where}: {first['msg']}") from None
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise TrajectoryError(f"{path}, line {number}: not JSON ({error})") from None

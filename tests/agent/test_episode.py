@@ -219,6 +219,15 @@ def test_a_policy_may_fail_one_request(preset: Preset, task: Task, good: list[st
     assert fine.outcome.correct
 
 
+def test_a_completion_that_contradicts_itself_fails_its_episode(preset: Preset, task: Task, good: list[str]) -> None:
+    class Wrong(Policy):
+        def generate(self, requests: Sequence[Request], **rest: Any) -> list[Completion]:
+            return [Completion(good[-1], ids=(1, 2), logprobs=(-0.5,), prompt_ids=(3,)) for _ in requests]
+
+    (run,) = run_episodes([task], Wrong(), preset=preset)
+    assert run.outcome.failed and "2 ids have 1 log-probabilities" in run.outcome.reason
+
+
 @pytest.mark.parametrize(("how", "says"), [("raises", "MemoryError: no room"), ("too few", "0 completions for 1")])
 def test_a_policy_that_breaks_its_contract_fails_whom_it_was_asked_for(
     preset: Preset, task: Task, how: str, says: str
@@ -300,11 +309,11 @@ def test_ids_and_parents_are_the_policys(preset: Preset, task: Task, good: list[
 class Late:
     """A late stream: the answer's correctness, credited to every step."""
 
-    def __init__(self, name: str = "late", extra: int = 0) -> None:
-        self.name, self.extra = name, extra
+    def __init__(self, name: str = "late", extra: int = 0, value: float | None = None) -> None:
+        self.name, self.extra, self.value = name, extra, value
 
     def score(self, trajectory: Trajectory) -> list[dict[str, float | None]]:
-        value = None if trajectory.outcome.answer is None else float(trajectory.outcome.answer == "7")
+        value = float(trajectory.outcome.answer == "7") if self.value is None else self.value
         return [{self.name: value} for _ in range(len(trajectory.steps) + self.extra)]
 
 
@@ -321,7 +330,7 @@ def test_late_streams_join_the_immediate_ones(preset: Preset, task: Task, good: 
     assert run.settings["rewards"] == ["now"], "what a replay can check"
 
 
-@pytest.mark.parametrize("scorer", [Late("now"), Late(extra=1)])
+@pytest.mark.parametrize("scorer", [Late("now"), Late(extra=1), Late(value=float("nan"))])
 def test_a_scorer_that_breaks_fails_the_episode_and_makes_nothing_up(
     preset: Preset, task: Task, good: list[str], scorer: Late
 ) -> None:
@@ -411,6 +420,46 @@ def test_cancelling_the_awaiting_task_records_the_episode(preset: Preset, task: 
     assert isinstance(events[-1], Finished)
     outcome = events[-1].trajectory.outcome
     assert (outcome.truncated, outcome.reason) == (True, "cancelled")
+
+
+class Slow(Tool[ToolArgs]):
+    """Take a while."""
+
+    started, going_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def run(self, args: ToolArgs, context: ToolContext) -> ToolResult:
+        self.started.set()
+        self.going_on.wait(20)
+        self.ended.set()
+        return ToolResult(text="done at last")
+
+
+def test_cancelling_during_a_tool_waits_for_it_before_closing(preset: Preset, task: Task, say: Say) -> None:
+    from closeup.tools.answer import AnswerTool
+
+    events: list[Event] = []
+
+    async def main() -> None:
+        run = asyncio.create_task(
+            arun_episode(
+                task,
+                ScriptedPolicy([say("slow")] * 3),
+                environment=lambda: VideoQAEnv(preset, tools=(Slow, AnswerTool)),
+                on_event=events.append,
+            )
+        )
+        await asyncio.to_thread(Slow.started.wait, 20)
+        run.cancel()
+        await asyncio.sleep(0.01)
+        assert not Slow.ended.is_set() and not any(isinstance(event, Finished) for event in events)
+        Slow.going_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+
+    asyncio.run(main())
+    (finished,) = [event for event in events if isinstance(event, Finished)]
+    assert Slow.ended.is_set() and finished.trajectory.outcome.reason == "cancelled"
+    assert [step.outcome for step in finished.trajectory.steps] == ["ok"]
 
 
 # --- starts --------------------------------------------------------------------------------------------------------

@@ -65,6 +65,25 @@ def test_a_line_that_cannot_be_read_is_named(tmp_path: Path, line: str, says: st
         next(reader)
 
 
+def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
+    (tmp_path / "runs.jsonl").write_bytes(b'{"id": "\xff"}\n')
+    with pytest.raises(TrajectoryError, match="line 1: not JSON"):
+        list(read_trajectories(tmp_path / "runs.jsonl"))
+
+
+@pytest.mark.parametrize("parent", [0, 1, -1])
+def test_a_parent_is_an_earlier_step(parent: int) -> None:
+    with pytest.raises(ValueError, match="earlier step"):
+        Trajectory(id="t", task=Task(question="?"), steps=(step(parent, (1,), (2,)),))
+
+
+def test_log_probabilities_belong_to_ids_and_are_numbers() -> None:
+    assert StepRecord(ids=(1, 2), logprobs=(-1.0, -0.5)).logprobs == (-1.0, -0.5)
+    for ids, logprobs in (((1, 2), (-1.0,)), (None, (-1.0,)), ((1,), (float("-inf"),))):
+        with pytest.raises(ValueError, match="log-probabilities|finite"):
+            StepRecord(ids=ids, logprobs=logprobs)
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(TrajectoryError, match=r"gone\.jsonl"):
         list(read_trajectories(tmp_path / "gone.jsonl"))
