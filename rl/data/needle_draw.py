@@ -1,9 +1,9 @@
 """Pixels of a generated scene: dull moving backgrounds, boxes with digits, a green light.
 
-Design note. Backgrounds move and differ in kind (gradient, scrolling noise, stripes, drifting waves, two layers), always
-desaturated, so that colour is the boxes' alone. Ink, plate, digit style, size and shade of a box are random, so that a
-box's mean brightness says nothing about its digit. The video is drawn at 112 x 112; a digit is 9 to 11 pixels tall:
-readable there, gone at 28 x 28.
+Design note. Backgrounds move and differ in kind (gradient, scrolling noise, stripes, drifting waves, two layers),
+always desaturated, so that colour is the boxes' alone. Ink, plate, digit style, size and shade of a box are random, so
+that a box's mean brightness says nothing about its digit. The video is drawn at 112 x 112; a digit is 9 to 11 pixels
+tall: readable there, gone at 28 x 28.
 
 Invariant: frames are a pure function of (scene, seed of the generator); frame n is shown from n / FPS seconds on.
 """
@@ -72,7 +72,8 @@ def box_sprite(box: Box, rng: np.random.Generator) -> Sprite:
     area += glyph[..., None] * (np.float32(ink) - area)
     mask = Image.new("L", (width, height))
     ImageDraw.Draw(mask).rounded_rectangle((0, 0, width - 1, height - 1), radius=int(rng.integers(0, 7)), fill=255)
-    return colour, (np.asarray(mask, dtype=np.float32) / 255)[..., None]
+    coverage: NDArray[np.float32] = (np.asarray(mask, dtype=np.float32) / np.float32(255))[..., None]
+    return colour, coverage
 
 
 def light_sprite(rng: np.random.Generator) -> Sprite:
@@ -115,7 +116,7 @@ class Background:
             y, x = (_bounce(o + v * number, _WORLD - SIDE) for o, v in zip(offset, velocity, strict=True))
             views.append(texture[y : y + SIDE, x : x + SIDE])
         total = np.sum(views, axis=0, dtype=np.uint16)
-        frame = (total // len(views)).astype(np.uint8)
+        frame: Pixels = np.asarray(total // len(views), dtype=np.uint8)
         for mover in self._movers:
             mover.draw(frame, number)
         return frame
@@ -176,4 +177,5 @@ def _texture(rng: np.random.Generator, style: str) -> Pixels:
             fx, fy = rng.uniform(-0.12, 0.12, size=2)
             level += np.sin(fx * xx + fy * yy + rng.uniform(0, 6.3)) / 6
         level += 0.5
-    return np.clip(a + level[..., None] * (b - a), 0, 255).astype(np.uint8)
+    texture: Pixels = np.clip(a + level[..., None] * (b - a), 0, 255).astype(np.uint8)
+    return texture

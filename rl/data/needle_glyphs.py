@@ -99,4 +99,5 @@ def digit_mask(digit: int, style: str, height: int, weight: int, dx: int, dy: in
                 for x, y in points:
                     draw.ellipse((x - half, y - half, x + half, y + half), fill=255)
     pixels = np.asarray(canvas, dtype=np.float32) / 255
-    return pixels.reshape(height + 4, s, width + 4, s).mean(axis=(1, 3))
+    averaged: NDArray[np.float32] = pixels.reshape(height + 4, s, width + 4, s).mean(axis=(1, 3))
+    return averaged

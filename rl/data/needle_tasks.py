@@ -5,8 +5,8 @@ Four kinds, none answerable from the overview (see `needle_world`):
 - digit: "Which digit is in the red box?" The other boxes' digits are the first wrong options, so looking at the wrong
   box gives a wrong option.
 - colour: "Which colour shows digit 7?" Four colours of the video; every one may need a look.
-- when: "When does the blue box appear?" Four consecutive tenths of the spacing between two neighbouring overview frames,
-  ascending; the onset is exactly one of them.
+- when: "When does the blue box appear?" Four consecutive tenths of the spacing between two neighbouring overview
+  frames, ascending; the onset is exactly one of them.
 - count: "How often does the green light flash between 20 s and 22 s?" 1, 2, 3 or 4 times in two spacings.
 
 Invariant: the answer's letter is uniform over A to D and independent of everything the overview shows.

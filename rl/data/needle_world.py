@@ -60,7 +60,7 @@ class Box:
 
 @dataclass(frozen=True)
 class FlashWindow:
-    """A stretch of two spacings from `start` on (seconds) in which a green light at pixel (`x`, `y`) is lit in `slots`."""
+    """Two spacings from `start` on (seconds) in which a green light at pixel (`x`, `y`) is lit in `slots`."""
 
     start: float
     end: float

@@ -7,7 +7,8 @@ Design note. Videos are ordinary MP4 files (112 x 112, 10 frames per second, H.2
 them goes through the same decoder as a user's film.
 
 Invariants
-1. Task i of seed K depends on (K, i) and on the range of lengths only: asking for more tasks never changes earlier ones.
+1. Task i of seed K depends on (K, i) and on the range of lengths only: asking for more tasks never changes earlier
+   ones.
 2. Kinds take turns: task i is of kind `KINDS[i % 4]`.
 3. Training uses seeds below `EVALUATION_SEEDS`, evaluation the seeds from there on.
 """

@@ -1,7 +1,7 @@
 """The shape of closeup-tiny and its checkpoint folder: an ordinary Qwen2.5-VL folder that stock loaders accept.
 
-Besides weights, configuration and tokenizer the folder holds the processor files that `AutoProcessor` and vLLM read, and
-`closeup.json`, which names the preset that the model was trained for.
+Besides weights, configuration and tokenizer the folder holds the processor files that `AutoProcessor` and vLLM read,
+and `closeup.json`, which names the preset that the model was trained for.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Drill videos: many boxes and lights at once, so that one decoded frame teaches sixteen glyphs.
 
-The vision tower sees the same boxes, backgrounds and compression as in the real tasks; only the timeline differs. Each of
-the 16 cells shows, for a random stretch of frames, a box, a green light, or nothing.
+The vision tower sees the same boxes, backgrounds and compression as in the real tasks; only the timeline differs. Each
+of the 16 cells shows, for a random stretch of frames, a box, a green light, or nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from closeup.rl.data.needle_draw import Background, Pixels, box_sprite, light_sp
 from closeup.rl.data.needle_world import CELL, COLOURS, SIDE, Box
 
 GRID = SIDE // CELL
+Span = tuple[int, int, slice, slice, NDArray[np.float32], NDArray[np.float32]]  # frames, place, colour and coverage
 NOTHING, LIGHT = 0, len(COLOURS) + 1  # colour labels: 0 nothing, 1..8 the colours in order, 9 the green light
 
 
@@ -28,7 +29,7 @@ def draw_drill(
     colours = np.zeros((frames, GRID * GRID), dtype=np.int16)
     digits = np.full((frames, GRID * GRID), -1, dtype=np.int16)
     sprites = np.zeros((frames, GRID * GRID), dtype=np.int16)
-    spans = []
+    spans: list[Span] = []
     names = list(COLOURS)
     for cell in range(GRID * GRID):
         frame = 0
@@ -51,7 +52,7 @@ def draw_drill(
     return _render(Background(rng), spans, frames), colours, digits, sprites
 
 
-def _render(background: Background, spans: list[tuple], frames: int) -> Iterator[Pixels]:  # type: ignore[type-arg]
+def _render(background: Background, spans: list[Span], frames: int) -> Iterator[Pixels]:
     for number in range(frames):
         frame = background.frame(number)
         for start, stop, rows, columns, colour, alpha in spans:

@@ -3,12 +3,12 @@
 Design note. A virtual timeline is put together from pooled units (`units`): a duration, boxes with distinct colours and
 digits, flash windows, empty pairs. The expert then plays: digit and colour questions look boxes up in the overview and
 zoom; "when" and "count" resample densely. With some probability its first window is wrong (the wrong times are not
-learned); it says what it sees there and looks again. The text is exactly what the `tiny` preset shows and what the `hermes`
-dialect reads (a test replays it through the environment).
+learned); it says what it sees there and looks again. The text is exactly what the `tiny` preset shows and what the
+`hermes` dialect reads (a test replays it through the environment).
 
-Attention targets (see `samples`). Layer 0: a visual token to its time label or to its response's opening, a label to the
-label before, an option to its letter (head 0) or to the option before (head 1), a query to its key (head 3). Layer 1:
-overview lookup (head 0), next label (head 1), copying (head 3), reading a zoom (head 4), counting (head 5).
+Attention targets (see `samples`). Layer 0: a visual token to its time label or to its response's opening, a label to
+the label before, an option to its letter (head 0) or to the option before (head 1), a query to its key (head 3). Layer
+1: overview lookup (head 0), next label (head 1), copying (head 3), reading a zoom (head 4), counting (head 5).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Mix:
-    """How samples are drawn: overview pairs (None = whole videos), chance of a wrong first window, of a forced answer."""
+    """How samples are drawn: overview pairs (None = all), chances of a wrong first window and of a forced answer."""
 
     pairs: tuple[int, int] | None = None
     wrong: float = 0.15

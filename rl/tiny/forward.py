@@ -1,7 +1,7 @@
 """The stock model's forward pass over the stock parameters, written out for batches of many small clips on a CPU.
 
-Design note. Stock Qwen2.5-VL code loops over clips in Python and casts weights at every use; here clips of one size are a
-batch dimension and weights are cast to bfloat16 once per step, about five times faster on two cores with bfloat16
+Design note. Stock Qwen2.5-VL code loops over clips in Python and casts weights at every use; here clips of one size are
+a batch dimension and weights are cast to bfloat16 once per step, about five times faster on two cores with bfloat16
 units. It also returns attention logits of chosen heads, which training uses as an auxiliary target.
 
 Invariants
@@ -114,7 +114,7 @@ def rotary(shape: Shape, positions: Tensor, head: int, dtype: torch.dtype) -> tu
     """Cosines and sines (B, 1, N, head) of three-axis positions (3, B, N)."""
     freqs = 1.0 / (shape.theta ** (torch.arange(0, head, 2, dtype=torch.float32) / head))
     angles = positions[..., None].float() * freqs
-    parts = [part[i % 3] for i, part in enumerate(angles.split(list(shape.sections), dim=-1))]
+    parts = [part[i % 3] for i, part in enumerate(torch.split(angles, list(shape.sections), dim=-1))]
     angle = torch.cat(parts, dim=-1)
     return tuple(torch.cat([v, v], dim=-1).to(dtype)[:, None] for v in (angle.cos(), angle.sin()))  # type: ignore[return-value]
 
@@ -134,7 +134,8 @@ def text(
     """Final hidden states (B, N, D) of input embeddings x (B, N, D) at positions (3, B, N), causal, right-padded.
 
     Args:
-        watch: called as `watch(layer, queries, keys)` with rotated queries (B, heads, N, head) and keys (B, kv, N, head).
+        watch: called as `watch(layer, queries, keys)` with rotated queries (B, heads, N, head) and keys
+            (B, kv, N, head).
         past: keys and values per layer to extend in place (batch of one; empty list at the start).
     """
     w = weights

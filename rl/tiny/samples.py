@@ -1,8 +1,8 @@
 """From text with marks to training samples: token ids, features, loss weights and attention targets.
 
-Design note. A sample is written as text; places in it are remembered as marks (character positions) and turned into token
-positions once the whole text is tokenised exactly as at run time. Attention targets ("from the token before this mark,
-look at those marks") make lookups learnable in minutes; they are auxiliary and unknown to the trained model.
+Design note. A sample is written as text; places in it are remembered as marks (character positions) and turned into
+token positions once the whole text is tokenised exactly as at run time. Attention targets ("from the token before this
+mark, look at those marks") make lookups learnable in minutes; they are auxiliary and unknown to the trained model.
 """
 
 from __future__ import annotations

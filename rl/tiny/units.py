@@ -85,10 +85,11 @@ def extract(item: SceneItem, weights: Weights, shape: Shape) -> SceneUnits:
     zooms = {}
     for n, start in enumerate(item.zooms):
         seen = [shown_at(scene, t) for t in zoom_times(start * spacing, spacing)]
-        box = {16 * (i // 2) + cell for i, (_, digit, cell) in enumerate(seen) if digit >= 0}
+        lit = {16 * (i // 2) + cell for i, (_, digit, cell) in enumerate(seen) if digit >= 0}
         features = zoomed[2 * n : 2 * n + 2].reshape(32, -1)
-        zooms[start] = Zoom(features.astype(np.float32), tuple(sorted(box)))
-    boxes, busy = [], set()
+        zooms[start] = Zoom(features.astype(np.float32), tuple(sorted(lit)))
+    boxes: list[BoxUnit] = []
+    busy: set[int] = set()
     for n, box in enumerate(scene.boxes):
         k = first_pair(box, spacing)
         busy |= {k, k + 1}

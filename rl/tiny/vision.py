@@ -5,8 +5,8 @@ in minutes. A visual token's feature is compared (cosine, learned scale) with th
 " green", and, where a box's digit is readable, with the embeddings of the ten digits. Embeddings stay as initialised;
 afterwards the merger's last layer is rescaled so that features are as long as embeddings, and the tower is frozen.
 
-Labels come from the scene's timeline: a pair of frames in which a box shows in one frame only still counts as that box; a
-pair that shows two different things is left out.
+Labels come from the scene's timeline: a pair of frames in which a box shows in one frame only still counts as that box;
+a pair that shows two different things is left out.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Batch:
-    """Pairs uint8 (B, 2, S, S, 3) with int64 labels per token (B, S / 28 * S / 28): colours and digits, -100 unknown."""
+    """Pairs uint8 (B, 2, S, S, 3); int64 labels per token (B, S / 28 * S / 28): colours and digits, -100 unknown."""
 
     pairs: NDArray[np.uint8]
     colours: NDArray[np.int64]
@@ -71,7 +71,8 @@ class Source:
 
     def skim(self, count: int) -> Batch:
         """Pairs at 28 x 28, three in five of them showing something."""
-        pairs, labels = [], []
+        pairs: list[NDArray[np.uint8]] = []
+        labels: list[list[int]] = []
         while len(pairs) < count:
             n = int(self._rng.integers(len(self._scenes)))
             item, states = self._scenes[n], self._states[n]
@@ -119,7 +120,9 @@ class Source:
 
     def cells(self, count: int) -> Batch:
         """Single cells cut from drill videos (28 x 28 at full resolution, cut up to 3 pixels off), boxes only."""
-        pairs, colours, digits = [], [], []
+        pairs: list[NDArray[np.uint8]] = []
+        colours: list[list[int]] = []
+        digits: list[list[int]] = []
         while len(pairs) < count:
             item = self._drills[self._rng.integers(len(self._drills))]
             gap = int(self._rng.integers(1, 4))

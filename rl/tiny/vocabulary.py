@@ -32,7 +32,10 @@ SPECIAL = (
 MARKS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 PAD, END, IMAGE_PAD, VIDEO_PAD, VISION_START, VISION_END = range(6)
 ROWS = 640  # embedding rows: the vocabulary rounded up
-_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _SENTENCES = (
     "system\nuser\nassistant\nYou answer questions about a video. Error: the time must be a number.\n",
     "\nWhich digit is in the box?\nA. red\nB. blue\nC. white\nD. pink\n",
