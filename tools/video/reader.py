@@ -233,7 +233,7 @@ def fit(size: tuple[int, int], pixels: int) -> tuple[int, int]:
     if height * width <= pixels:
         return size
     scale = math.sqrt(pixels / (height * width))
-    rows = max(1, math.floor(height * scale))
+    rows = max(1, min(math.floor(height * scale), pixels))
     return rows, max(1, min(math.floor(width * scale), pixels // rows))
 
 
