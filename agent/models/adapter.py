@@ -81,6 +81,8 @@ class Adapter(ABC):
             trainer leave them out of the distribution alike.
         stop_ids: ids that end a message; the first is the one this adapter writes.
         max_context: most tokens the model takes. axes: rows of `positions`.
+        timestamps: how a frame's time reaches the model ("text" or "position").
+        tokenizer_digest: names the tokenizer, for records.
     """
 
     family: ClassVar[str]
@@ -91,6 +93,8 @@ class Adapter(ABC):
     suppressed_ids: tuple[int, ...]
     stop_ids: tuple[int, ...]
     max_context: int
+    timestamps: str
+    tokenizer_digest: str
 
     @abstractmethod
     def encode(

@@ -11,6 +11,7 @@ control tokens in its text has exactly the ids the stock tokenizer gives its Cha
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable
@@ -20,13 +21,15 @@ TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>",
 
 
 class TextEncoder:
-    """Turns a sequence of control ids and strings into token ids."""
+    """Turns a sequence of control ids and strings into token ids. `digest` names the tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:
         """`tokenizer`: a fast transformers tokenizer."""
         from tokenizers import Tokenizer
 
-        spec = json.loads(tokenizer.backend_tokenizer.to_str())
+        whole: str = tokenizer.backend_tokenizer.to_str()
+        self.digest = hashlib.sha256(whole.encode()).hexdigest()[:16]
+        spec = json.loads(whole)
         spec.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
         self._plain = Tokenizer.from_str(json.dumps(spec))
         added = tokenizer.get_added_vocab()

@@ -71,6 +71,20 @@ class MediaStore:
         return found
 
 
+def weights_digest(model: torch.nn.Module, *, per_tensor: int = 256) -> str:
+    """16 hexadecimal digits that tell checkpoints apart, from `per_tensor` spread values of each tensor.
+
+    Cheap for any size (a record's note of which weights spoke); caches use `fingerprint`, which reads every byte.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for name, value in model.state_dict().items():
+        flat = value.detach().flatten()
+        some = flat[:: max(1, flat.numel() // per_tensor)].float().cpu().contiguous()
+        digest.update(f"{name}:{tuple(value.shape)};".encode())
+        digest.update(some.numpy().data)
+    return digest.hexdigest()
+
+
 def fingerprint(adapter: Adapter) -> str:
     """32 hexadecimal digits naming the weights that make features: all of tower and merger, byte by byte."""
     digest = hashlib.blake2b(digest_size=16)

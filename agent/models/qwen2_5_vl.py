@@ -60,9 +60,11 @@ class Qwen25VLAdapter(Adapter):
         Raises:
             ModelError: tokenizer, processor and model do not belong together, or the text model has sliding windows.
         """
-        self.model, self.checkpoint, self.timestamps = model, checkpoint, timestamps
+        self.model, self.checkpoint = model, checkpoint
+        self.timestamps: str = timestamps
         self._tokenizer = tokenizer
         self._encoder = TextEncoder(tokenizer)
+        self.tokenizer_digest = self._encoder.digest
         vision, text = model.config.vision_config, model.config.text_config
         known = tokenizer.get_added_vocab()
         for control in _CONTROLS:

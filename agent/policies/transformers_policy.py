@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from closeup.agent.messages import Message
 from closeup.agent.models.adapter import Adapter, Encoded, EncodeError, Media
 from closeup.agent.models.load import Timestamps, load_adapter
-from closeup.agent.models.media import MediaStore
+from closeup.agent.models.media import MediaStore, weights_digest
 from closeup.agent.policies.base import Completion, Policy, Request, TokenCallback
 from closeup.agent.policies.episodes import EpisodeBook, EpisodeState
 from closeup.agent.policies.rowcache import attention_of_rows
@@ -103,6 +103,7 @@ class TransformersPolicy(Policy):
         self.max_context = min(self.adapter.max_context, max_context or self.adapter.max_context)
         self.media = MediaStore(self.adapter, max_bytes=feature_cache_bytes)
         self._book = EpisodeBook(kv_cache_bytes)
+        self._weights = weights_digest(self.adapter.model)
         self._max_batch = max_batch
         self._lock = threading.Lock()  # one generation at a time: the model's attention setting is shared
         parameters = sum(p.numel() for p in self.adapter.model.parameters())
@@ -144,6 +145,7 @@ class TransformersPolicy(Policy):
         with self._lock:
             self._book.drop_kept()
             self.media.weights_changed()
+            self._weights = weights_digest(self.adapter.model)
 
     def settings(self) -> dict[str, Any]:
         import transformers
@@ -155,7 +157,9 @@ class TransformersPolicy(Policy):
             "family": self.adapter.family,
             "dtype": str(self.adapter.model.dtype).removeprefix("torch."),
             "device": self.adapter.model.device.type,
-            "vision_weights": self.media.weights,
+            "weights": self._weights,
+            "tokenizer": self.adapter.tokenizer_digest,
+            "timestamps": self.adapter.timestamps,
             "suppressed_ids": suppressed,
             "max_context": self.max_context,
             "torch": torch.__version__,

@@ -1,7 +1,17 @@
 import pytest
+import torch
 
 from closeup.agent.models.load import load_adapter
 from closeup.agent.models.testing import SyntheticVideo, write_random_checkpoint
+
+
+@pytest.fixture(autouse=True, scope="package")
+def one_thread():
+    """The models of these tests are too small to share between threads, and test machines are busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

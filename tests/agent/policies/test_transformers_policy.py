@@ -189,16 +189,16 @@ def test_log_probabilities_are_of_the_distribution_that_was_sampled(adapter, vid
     """Temperature, top-k and top-p: the frequencies of many draws equal the recorded probabilities."""
     cuts = {"top_k": 20, "top_p": 0.8}
     policy = TransformersPolicy(adapter, max_batch=512)
-    done = policy.generate([ask(video, f"e{i}", seed=i, tokens=1, temperature=1.7, cuts=cuts) for i in range(4000)])
+    done = policy.generate([ask(video, f"e{i}", seed=i, tokens=1, temperature=1.7, cuts=cuts) for i in range(1500)])
     counts, claimed = {}, {}
     for completion in done:
         counts[completion.ids[0]] = counts.get(completion.ids[0], 0) + 1
         claimed.setdefault(completion.ids[0], completion.logprobs[0])
         assert completion.logprobs[0] == pytest.approx(claimed[completion.ids[0]], abs=1e-4)
-    assert len(claimed) <= 20 and sum(np.exp(list(claimed.values()))) == pytest.approx(1, abs=0.02)
+    assert len(claimed) <= 20 and sum(np.exp(list(claimed.values()))) == pytest.approx(1, abs=0.04)
     for token, count in counts.items():
         p = float(np.exp(claimed[token]))
-        assert abs(count / 4000 - p) <= 5 * np.sqrt(p * (1 - p) / 4000)
+        assert abs(count / 1500 - p) <= 5 * np.sqrt(p * (1 - p) / 1500)
 
 
 def test_changed_weights_are_never_mixed_with_what_the_old_ones_gave(tmp_path, video):
@@ -206,12 +206,12 @@ def test_changed_weights_are_never_mixed_with_what_the_old_ones_gave(tmp_path, v
     policy = TransformersPolicy(own)
     request = ask(video, "e", tokens=4)
     said = policy.generate([request])[0]
-    before = policy.settings()["vision_weights"]
+    before = policy.settings()["weights"]
     with torch.no_grad():
         for parameter in own.model.parameters():
             parameter.mul_(1.05)
     policy.weights_changed()
-    assert policy.settings()["vision_weights"] != before
+    assert policy.settings()["weights"] != before
     later = Request(
         "e", (*request.messages, Message.of("assistant", said.text), Message.of("user", "?")), request.videos
     )
