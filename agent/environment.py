@@ -14,18 +14,16 @@ Invariants
 
 from __future__ import annotations
 
-import difflib
 import math
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 from closeup import prompts
-from closeup.agent.budget import Cost, Spent
+from closeup.agent.acting import Deed, act, bounded
+from closeup.agent.budget import Spent
 from closeup.agent.contract import EpisodeError, Observation, StepInfo, StepResult
 from closeup.agent.dialects import get_dialect
-from closeup.agent.dialects.base import FormatError, FormatOutcome, ToolCall
 from closeup.agent.evidence import watched_part
 from closeup.agent.geometry import VisionGeometry
 from closeup.agent.messages import Message, valid_text
@@ -33,27 +31,10 @@ from closeup.agent.preset import Preset
 from closeup.agent.scoring import RewardFn, StepFacts
 from closeup.agent.session import Session
 from closeup.agent.task import Task
-from closeup.tools.base import Answer, Tool, ToolContext, ToolError, ToolResult
-from closeup.tools.call import run_tool
+from closeup.tools.base import Answer, Tool
 from closeup.tools.registry import registered_tools
 from closeup.tools.video.clip import Clip
 from closeup.tools.video.reader import Video
-
-MAX_NEWS_CHARS = 4000  # of one tool's text or one error sentence
-MEDIA_TOKENS = ("<|video_pad|>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
-
-
-@dataclass(frozen=True, slots=True)
-class _Deed:
-    """What one message did: read, run, or refused."""
-
-    outcome: FormatOutcome
-    thought: str = ""
-    call: ToolCall | None = None
-    note: str = ""
-    hint: str = ""
-    result: ToolResult = ToolResult()
-    seconds: float = 0.0
 
 
 class VideoQAEnv:
@@ -165,7 +146,7 @@ class VideoQAEnv:
         text = valid_text(message)
         forced_by, earlier = session.forced_by, session.close
         session.take(text, spent_context_tokens)
-        deed = self._act(session, text, finish)
+        deed = act(session, self.tools, text, cut=finish == "length")
         close = session.watch(deed.result.clips)
         answer, dropped = self._answer(session, deed.result.answer)
         limit, reason = "", ""
@@ -230,58 +211,12 @@ class VideoQAEnv:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _act(self, session: Session, text: str, finish: str) -> _Deed:
-        """Read the message and run its call. Raises `EpisodeError` for bugs of a tool, and for nothing else."""
-        found = [token for token in MEDIA_TOKENS if token in text]
-        if found:
-            return _Deed("media_tokens", note=f"a message cannot hold {', '.join(found)}: frames come from tools only")
-        parsed = self.dialect.parse(text)
-        if isinstance(parsed.action, FormatError):
-            outcome, note = parsed.action.outcome, parsed.action.message
-            if finish == "length":
-                outcome, note = "unfinished", f"the message was cut at its length limit, so think less; {note}"
-            return _Deed(outcome, parsed.thought, note=_bounded(note), hint=parsed.action.hint)
-        call = parsed.action
-        began = time.perf_counter()
-        outcome, said, result = self._run(session, call)
-        seconds = time.perf_counter() - began
-        return _Deed(outcome, parsed.thought, call, self.dialect.plain(_bounded(said)), result=result, seconds=seconds)
-
-    def _run(self, session: Session, call: ToolCall) -> tuple[FormatOutcome, str, ToolResult]:
-        """The outcome, the sentence for the model ("" when the tool ran), and what the tool gave."""
-        nothing = ToolResult()
-        tool = self.tools.get(call.name)
-        if tool is None:
-            return "unknown_tool", _unknown(call.name[:80], self.tools), nothing
-        if session.forced_by and call.name != "answer":
-            return "refused", "this is the last message: only answer is taken", nothing
-        try:
-            args = tool.parse_args(call.arguments)
-        except ToolError as error:
-            return "bad_arguments", str(error), nothing
-        context = ToolContext(
-            videos=session.videos,
-            seen=session.seen,
-            rules=self.preset.rules,
-            options=session.task.options,
-            frames_left=session.meter.frames_left,
-        )
-        try:
-            result = run_tool(tool, args, context)
-            cost = sum((session.cost(clip) for clip in result.clips), Cost())
-        except ToolError as error:
-            return "refused", str(error), nothing
-        except Exception as error:
-            raise EpisodeError(session.episode_id, error, doing=f"tool {tool.name}") from error
-        refusal = session.meter.refusal(cost) if result.clips else ""
-        return ("refused", refusal, nothing) if refusal else ("ok", "", result)
-
-    def _news(self, deed: _Deed) -> str:
+    def _news(self, deed: Deed) -> str:
         """The text that goes back to the model: the error, or the tool's words, or a word where a tool gave nothing."""
         if deed.note:
             return prompts.render(self.preset.prompts, "error", message=deed.note)
         if deed.result.text:
-            return self.dialect.plain(_bounded(deed.result.text))
+            return self.dialect.plain(bounded(deed.result.text))
         return "" if deed.result.clips else "done"
 
     def _answer(self, session: Session, answer: Answer | None) -> tuple[Answer | None, tuple[tuple[float, float], ...]]:
@@ -301,16 +236,3 @@ class VideoQAEnv:
                 raise EpisodeError(session.episode_id, error, doing=f"reward {name}") from error
             scores[name] = None if value is None else float(value)
         return scores
-
-
-def _unknown(name: str, known: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return f"there is no tool {name!r}; {hint}The tools are: {', '.join(known)}"
-
-
-def _bounded(text: str) -> str:
-    text = valid_text(text)
-    if len(text) <= MAX_NEWS_CHARS:
-        return text
-    return f"{text[:MAX_NEWS_CHARS]}… ({len(text) - MAX_NEWS_CHARS} more characters left out)"

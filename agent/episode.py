@@ -21,10 +21,11 @@ from collections.abc import Callable, Mapping, Sequence
 from closeup.agent.contract import Environment
 from closeup.agent.environment import VideoQAEnv
 from closeup.agent.events import OnEvent
-from closeup.agent.live import Judge, LiveEpisode, RunSettings, Start, exact_option, step_seed, with_scores
+from closeup.agent.live import LiveEpisode, RunSettings
 from closeup.agent.policies.base import Completion, Policy, Sampling
 from closeup.agent.preset import Preset
-from closeup.agent.scoring import RewardFn, Scorer
+from closeup.agent.scoring import Judge, RewardFn, Scorer, exact_option, with_scores
+from closeup.agent.start import Start, step_seed
 from closeup.agent.task import Task
 from closeup.agent.trajectory import Trajectory
 

@@ -11,9 +11,7 @@ Invariants
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,8 +21,8 @@ from closeup.agent.contract import Environment, Observation, StepInfo, StepResul
 from closeup.agent.events import Answered, Called, Event, Failed, Finished, OnEvent, Opened, Returned, Thought, Token
 from closeup.agent.messages import Message, valid_text
 from closeup.agent.policies.base import Completion, Policy, Request, Sampling
-from closeup.agent.scoring import Scorer
-from closeup.agent.task import Task
+from closeup.agent.scoring import Judge, Scorer, with_scores
+from closeup.agent.start import Start, step_seed
 from closeup.agent.trajectory import (
     CallRecord,
     ClipRecord,
@@ -40,25 +38,8 @@ from closeup.tools.video.clip import Clip
 from closeup.tools.video.errors import VideoError
 from closeup.tools.video.reader import Video
 
-Judge = Callable[[Task, Answer | None], bool | None]
 log = logging.getLogger(__name__)
 CANCELLED = "cancelled"  # the reason of an episode that its caller ended; it is neither right nor wrong
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """A task and where in it an episode begins (the arguments of `Environment.reset`); `rollout` counts its repeats."""
-
-    task: Task
-    seen_clips: tuple[Clip, ...] = ()
-    history: tuple[Message, ...] = ()
-    assistant_prefix: str = ""
-    rollout: int = 0
-
-    @property
-    def id(self) -> str:
-        """The episode's id."""
-        return f"{self.task.id}/{self.rollout}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +51,6 @@ class RunSettings:
     judge: Judge
     scorers: Sequence[Scorer]
     on_event: OnEvent | None
-
-
-def step_seed(seed: int, task_id: str, rollout: int, step: int) -> int:
-    """The 63-bit seed of one message: a pure function of its arguments, the same on every machine."""
-    digest = hashlib.sha256(f"{seed}\0{task_id}\0{rollout}\0{step}".encode("utf-8", "replace")).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def exact_option(task: Task, answer: Answer | None) -> bool | None:
-    """The default judge: with options the exact option text; None for free answers and unknown gold answers."""
-    if task.answer is None:
-        return None
-    if answer is None:
-        return False
-    return answer.text == task.answer if task.options else None
 
 
 class LiveEpisode:
@@ -308,28 +274,6 @@ class LiveEpisode:
     def _tell(self, event: Event) -> None:
         if self._run.on_event is not None:
             self._run.on_event(event)
-
-
-def with_scores(trajectory: Trajectory, scorers: Sequence[Scorer]) -> Trajectory:
-    """The trajectory with the late reward streams of `scorers` added.
-
-    Raises:
-        ValueError: a scorer gives another number of steps than there are, a stream that is there already, or no number.
-    """
-    steps = list(trajectory.steps)
-    for scorer in scorers:
-        scores = scorer.score(trajectory)
-        if len(scores) != len(steps):
-            name = type(scorer).__name__
-            raise ValueError(f"{name} scored {len(scores)} steps of a trajectory that has {len(steps)}")
-        for index, late in enumerate(scores):
-            if any(value is not None and not math.isfinite(value) for value in late.values()):
-                raise ValueError(f"{type(scorer).__name__} gives {late}: a reward is a finite number or None")
-            both = sorted(set(late) & set(steps[index].rewards))
-            if both:
-                raise ValueError(f"{type(scorer).__name__} gives the streams {both} a second time")
-            steps[index] = steps[index].model_copy(update={"rewards": {**steps[index].rewards, **late}})
-    return trajectory.model_copy(update={"steps": tuple(steps)})
 
 
 def _outcome(result: StepResult) -> Outcome:

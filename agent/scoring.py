@@ -7,7 +7,8 @@ None for "not scored", which is never the same as 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -58,3 +59,38 @@ class Scorer(Protocol):
     def score(self, trajectory: Trajectory) -> list[dict[str, float | None]]:
         """Rewards by stream for each step of a finished trajectory."""
         ...
+
+
+Judge = Callable[[Task, Answer | None], bool | None]
+"""Says whether an answer is right; None when that cannot be told, and an answer of None is one that was never given."""
+
+
+def exact_option(task: Task, answer: Answer | None) -> bool | None:
+    """The default judge: with options the exact option text; None for free answers and unknown gold answers."""
+    if task.answer is None:
+        return None
+    if answer is None:
+        return False
+    return answer.text == task.answer if task.options else None
+
+
+def with_scores(trajectory: Trajectory, scorers: Sequence[Scorer]) -> Trajectory:
+    """The trajectory with the late reward streams of `scorers` added.
+
+    Raises:
+        ValueError: a scorer gives another number of steps than there are, a stream that is there already, or no number.
+    """
+    steps = list(trajectory.steps)
+    for scorer in scorers:
+        scores = scorer.score(trajectory)
+        if len(scores) != len(steps):
+            name = type(scorer).__name__
+            raise ValueError(f"{name} scored {len(scores)} steps of a trajectory that has {len(steps)}")
+        for index, late in enumerate(scores):
+            if any(value is not None and not math.isfinite(value) for value in late.values()):
+                raise ValueError(f"{type(scorer).__name__} gives {late}: a reward is a finite number or None")
+            both = sorted(set(late) & set(steps[index].rewards))
+            if both:
+                raise ValueError(f"{type(scorer).__name__} gives the streams {both} a second time")
+            steps[index] = steps[index].model_copy(update={"rewards": {**steps[index].rewards, **late}})
+    return trajectory.model_copy(update={"steps": tuple(steps)})

@@ -23,7 +23,7 @@ from closeup.agent.headings import heading
 from closeup.agent.messages import Message
 from closeup.agent.preset import Preset
 from closeup.agent.task import LETTERS, Task
-from closeup.tools.base import Tool
+from closeup.tools.base import Tool, ToolContext
 from closeup.tools.video.clip import Clip
 from closeup.tools.video.reader import Video
 from closeup.tools.windows import is_close_look
@@ -146,6 +146,16 @@ class Session:
     def finished(self) -> Observation:
         """The finished conversation, with nothing new in it."""
         return self._observation((), rebuilt=False)
+
+    def tool_context(self) -> ToolContext:
+        """What a tool may look at now."""
+        return ToolContext(
+            videos=self.videos,
+            seen=self.seen,
+            rules=self.preset.rules,
+            options=self.task.options,
+            frames_left=self.meter.frames_left,
+        )
 
     def cost(self, clip: Clip) -> Cost:
         """What showing a clip of one of the videos takes."""

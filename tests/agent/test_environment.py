@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from closeup import prompts
+from closeup.agent.acting import MEDIA_TOKENS
 from closeup.agent.contract import EpisodeError
-from closeup.agent.environment import MEDIA_TOKENS, VideoQAEnv
+from closeup.agent.environment import VideoQAEnv
 from closeup.agent.geometry import VisionGeometry
 from closeup.agent.messages import ClipPart, Message, TextPart
 from closeup.agent.preset import get_preset
@@ -476,6 +477,29 @@ def test_a_bug_of_a_tool_raises_with_the_episodes_id(make_env: MakeEnv, task: Ta
         with pytest.raises(EpisodeError, match=f"'red/3': tool {name}: KeyError") as caught:
             env.step(say(name))
         assert (caught.value.episode_id, type(caught.value.cause)) == ("red/3", KeyError)
+
+
+def test_a_refusal_without_a_reason_still_says_something(make_env: MakeEnv, task: Task, say: Say) -> None:
+    class Curt(Tool[ToolArgs]):
+        """Refuse."""
+
+        def run(self, args: ToolArgs, context: ToolContext) -> ToolResult:
+            raise ToolError("")
+
+    env = make_env(tools=(Curt, AnswerTool))
+    env.reset(task)
+    result = env.step(say("curt"))
+    assert result.info.outcome == "refused" and len(result.info.note) > 10
+
+
+def test_a_bug_of_a_dialect_raises_with_the_episodes_id(
+    make_env: MakeEnv, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = make_env()
+    env.reset(task, episode_id="red/3")
+    monkeypatch.setattr(type(env.dialect), "parse", lambda self, text: 1 / 0)
+    with pytest.raises(EpisodeError, match="'red/3': dialect hermes: ZeroDivisionError"):
+        env.step("?")
 
 
 def test_a_tool_sees_what_was_shown_and_what_is_left(make_env: MakeEnv, task: Task, say: Say) -> None:

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from closeup.agent.acting import MEDIA_TOKENS
 from closeup.agent.budget import Budget
 from closeup.agent.contract import StepResult
 from closeup.agent.dialects.base import FormatOutcome
-from closeup.agent.environment import MEDIA_TOKENS, VideoQAEnv
+from closeup.agent.environment import VideoQAEnv
 from closeup.agent.messages import Message
 from closeup.agent.preset import Preset, get_preset
 from closeup.agent.task import Task
