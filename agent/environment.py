@@ -63,6 +63,7 @@ class VideoQAEnv:
     ) -> None:
         self.preset = preset
         self.dialect = get_dialect(preset.dialect)
+        self._prompts = {"set": preset.prompts, "fingerprint": prompts.fingerprint(preset.prompts)}
         chosen = registered_tools(preset.tools).values() if tools is None else tools
         self.tools: dict[str, type[Tool[Any]]] = {tool.name: tool for tool in chosen}
         if "answer" not in self.tools:
@@ -192,7 +193,7 @@ class VideoQAEnv:
         """Preset, prompts' fingerprint, geometry, backend, names of tools and reward streams."""
         return {
             "preset": self.preset.model_dump(mode="json"),
-            "prompts": {"set": self.preset.prompts, "fingerprint": prompts.fingerprint(self.preset.prompts)},
+            "prompts": dict(self._prompts),
             "geometry": self.geometry.model_dump(),
             "video_backend": self.video_backend,
             "tools": list(self.tools),

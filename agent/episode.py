@@ -28,6 +28,7 @@ from closeup.agent.scoring import Judge, RewardFn, Scorer, exact_option, with_sc
 from closeup.agent.start import Start, step_seed
 from closeup.agent.task import Task
 from closeup.agent.trajectory import Trajectory
+from closeup.tools.registry import registered_tools
 
 __all__ = ["Judge", "Start", "arun_episode", "run_episodes", "step_seed", "with_scores"]
 log = logging.getLogger(__name__)
@@ -66,7 +67,8 @@ def run_episodes(
         cancel: setting it ends the run early.
 
     Raises:
-        ValueError: neither or both of preset and environment; two episodes with one id; rollouts or max_live below 1.
+        ValueError: neither or both of preset and environment; a preset that names an unknown tool, dialect or prompt
+            set; two episodes with one id; rollouts or max_live below 1.
     """
     if rollouts < 1 or max_live < 1:
         raise ValueError(f"rollouts and max_live are at least 1, got {rollouts} and {max_live}")
@@ -209,5 +211,11 @@ def _environment(
             raise ValueError("rewards belong to the environment: give them to it, not to run_episodes")
         return environment, sampling or Sampling()
     chosen = preset
+    tools = tuple(registered_tools(chosen.tools).values())  # once, not per episode: plugins are looked up on disk
     drawn = sampling or Sampling(temperature=chosen.temperature, max_new_tokens=chosen.budget.max_new_tokens)
-    return lambda: VideoQAEnv(chosen, rewards=rewards, geometry=policy.geometry), drawn
+
+    def make() -> VideoQAEnv:
+        return VideoQAEnv(chosen, tools=tools, rewards=rewards, geometry=policy.geometry)
+
+    make().close()  # a preset that makes no environment is the caller's error, before anything runs
+    return make, drawn

@@ -254,6 +254,10 @@ def test_arguments_that_make_no_sense_are_refused(preset: Preset, task: Task) ->
         run_episodes([task], policy, environment=lambda: VideoQAEnv(preset), rewards={})
     with pytest.raises(ValueError, match="at least 1"):
         run_episodes([task], policy, preset=preset, rollouts=0)
+    for field, wrong in (("tools", "teleport"), ("dialect", "klingon"), ("prompts", "nowhere")):
+        broken = preset.model_copy(update={field: (wrong, "answer") if field == "tools" else wrong})
+        with pytest.raises(ValueError, match=wrong):
+            run_episodes([task], policy, preset=broken)
     assert run_episodes([], policy, preset=preset) == []
 
 
