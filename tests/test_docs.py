@@ -31,7 +31,7 @@ DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG
 )
 BLOCK = re.compile(r"(?P<run><!-- run -->\n+)?^```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^```", re.M | re.S)
 LINK = re.compile(r"\]\((?!https?://|mailto:|#)([^)#\s]+)[^)]*\)")
-MODULE = re.compile(r"\bcloseup(?:\.[a-z_][a-z0-9_]*)+(?:\.[A-Z]\w*)?")
+MODULE = re.compile(r"\bcloseup(?!\.json\b)(?:\.[a-z_][a-z0-9_]*)+(?:\.[A-Z]\w*)?")
 TARGET = re.compile(r"(?:^|`)make ([a-z][a-z-]*)", re.M)
 
 
