@@ -15,17 +15,21 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from closeup.rl.data.needle_tasks import ask_colour, ask_digit
-from closeup.rl.data.needle_world import SECONDS, Box, Scene, overview_spacing
+from closeup.rl.data.needle_tasks import Needle, ask_colour, ask_digit
+from closeup.rl.data.needle_world import COLOURS, SECONDS, Box, Scene, overview_spacing
+from closeup.rl.tiny.pool import first_pair
 from closeup.rl.tiny.samples import VARYING, Sample, Writer
 from closeup.rl.tiny.units import BoxUnit, Features, FlashUnit, SceneUnits, Zoom
 
 Rng = np.random.Generator
+DRILLS = ("letters_drill", "counts_drill", "onsets_drill")
 
 
 def label(seconds: float) -> str:
@@ -61,6 +65,7 @@ class Mix:
     pairs: tuple[int, int] | None = None
     wrong: float = 0.15
     forced: float = 0.02
+    late: float = 0.06
 
 
 class Expert:
@@ -90,6 +95,11 @@ class Expert:
         else:
             spacing, pairs = int(rng.integers(1, 5)), int(rng.integers(mix.pairs[0], mix.pairs[1] + 1))
             first, room = spacing * int(rng.integers(0, max(1, SECONDS[1] // spacing - pairs))), pairs - 2
+        if kind in DRILLS:
+            blank = self._scenes[0].empty[:2]
+            boxes = tuple((1, self._boxes[n]) for n in rng.integers(len(self._boxes), size=6))
+            flashes = tuple((1, self._flashes[n]) for n in rng.integers(len(self._flashes), size=5))
+            return Timeline(spacing, first + spacing * int(rng.integers(8)), blank, boxes, flashes, ())
         windows = 1 if kind == "count" or (room > 12 and rng.random() < 0.3) else 0
         most = min(6, (room - 3 * windows) // 2)
         count = int(rng.integers(min(most, 4 if kind in ("colour", "lookup") else 2), most + 1))
@@ -98,33 +108,67 @@ class Expert:
         starts = 1 + np.cumsum(gaps[:-1]) + np.concatenate([[0], np.cumsum(sizes[:-1])])
         background = self._scenes[rng.integers(len(self._scenes))]
         overview = background.empty[rng.integers(len(background.empty), size=pairs)].copy()
-        boxes: list[tuple[int, BoxUnit]] = []
-        flashes = []
+        found: list[tuple[int, BoxUnit]] = []
+        lights: list[tuple[int, FlashUnit]] = []
         for start, size in zip(starts, sizes, strict=True):
             if size == 3:
-                flashes.append((int(start), self._flashes[rng.integers(len(self._flashes))]))
+                lights.append((int(start), self._flashes[rng.integers(len(self._flashes))]))
                 continue
             while True:
                 unit = self._boxes[rng.integers(len(self._boxes))]
-                if all(unit.colour != other.colour and unit.digit != other.digit for _, other in boxes):
+                if all(unit.colour != other.colour and unit.digit != other.digit for _, other in found):
                     break
-            boxes.append((int(start), unit))
+            found.append((int(start), unit))
             overview[start : start + 2] = unit.skim
-        busy = {pair + k for pair, _ in boxes for k in (0, 1)}
+        busy = {pair + k for pair, _ in found for k in (0, 1)}
         free = [k for k in range(pairs - 1) if k not in busy]
         empty = tuple(
             (int(rng.choice(free)), background.empty_zooms[rng.integers(len(background.empty_zooms))])
             for _ in range(2 if background.empty_zooms else 0)
         )
-        return Timeline(spacing, first, overview, tuple(boxes), tuple(flashes), empty)
+        return Timeline(spacing, first, overview, tuple(found), tuple(lights), empty)
+
+
+def timeline_of(scene: Scene) -> Timeline:
+    """The timeline of a real scene, with empty features: for writing down what the expert would say about it."""
+    spacing = scene.spacing
+    blank = np.zeros((32, 1), dtype=np.float32)
+    zooms = (Zoom(blank, (0,)), Zoom(blank, (0,)))
+    boxes = []
+    for box in scene.boxes:
+        pair = first_pair(box, spacing)
+        late = abs(box.before - pair * spacing) < 1e-6
+        boxes.append((pair, BoxUnit(box.colour, box.digit, box.step, late, blank[:2], zooms, blank[:4])))
+    flashes = tuple((int(w.start) // spacing, FlashUnit(len(w.slots), blank[:11])) for w in scene.flashes)
+    pairs = math.ceil(math.ceil(scene.seconds * 2 / spacing) / 2)
+    return Timeline(spacing, 0, blank[:1].repeat(pairs, axis=0), tuple(boxes), flashes, ())
+
+
+def expert_sample(scene: Scene, needle: Needle, tokenizer: Tokenizer) -> Sample:
+    """The ideal episode about a real scene, without features: token ids and positions as the agent would see them."""
+    subject = 0
+    if needle.kind == "count":
+        subject = next(i for i, w in enumerate(scene.flashes) if (w.start, w.end) == needle.evidence[0])
+    else:
+        subject = next(i for i, b in enumerate(scene.boxes) if (b.start, b.end) == needle.evidence[0])
+    rng, never = np.random.default_rng(0), Mix(wrong=0.0, forced=0.0, late=0.0)
+    return _Episode(tokenizer, timeline_of(scene), rng, never, (subject, needle)).play(needle.kind)
+
+
+def expert_messages(scene: Scene, needle: Needle, tokenizer: Tokenizer) -> list[str]:
+    """What the ideal agent says about a real scene, message by message."""
+    text = tokenizer.decode(expert_sample(scene, needle, tokenizer).ids.tolist(), skip_special_tokens=False)
+    return re.findall(r"<\|im_start\|>assistant\n(.*?)<\|im_end\|>", text, flags=re.DOTALL)
 
 
 class _Episode:
     """Writes one trajectory."""
 
-    def __init__(self, tokenizer: Tokenizer, timeline: Timeline, rng: Rng, mix: Mix) -> None:
-        self.w = Writer(tokenizer)
-        self.t, self.rng, self.mix = timeline, rng, mix
+    def __init__(
+        self, tokenizer: Tokenizer, timeline: Timeline, rng: Rng, mix: Mix, given: tuple[int, Needle] | None = None
+    ) -> None:
+        self.w = Writer(tokenizer, timeline.overview.shape[-1])
+        self.t, self.rng, self.mix, self.given = timeline, rng, mix, given
         self.labels: list[int] = []
         self.pads: list[int] = []
         self.letters: list[int] = []
@@ -136,7 +180,10 @@ class _Episode:
     # ---- turns -----------------------------------------------------------------------------------------------------
 
     def play(self, kind: str) -> Sample:
-        self.overview()
+        if kind in DRILLS:
+            self.w.add("<|im_start|>user\n")
+        else:
+            self.overview()
         getattr(self, kind)()
         return self.w.finish()
 
@@ -300,6 +347,10 @@ class _Episode:
         boxes = tuple(Box(u.colour, u.digit, 0, u.step, 0, 0, 0, 0) for _, u in self.t.boxes)
         return Scene(0, self.t.spacing, boxes, ())
 
+    def _draw(self, ask: Callable[[Scene, Box, Rng], Needle]) -> tuple[int, Needle]:
+        index, scene = int(self.rng.integers(len(self.t.boxes))), self._scene()
+        return index, ask(scene, scene.boxes[index], self.rng)
+
     def _detour(self, avoid: int) -> tuple[int, Zoom, BoxUnit | None] | None:
         """Perhaps a wrong first window: another box, or nothing."""
         if self.rng.random() >= self.mix.wrong:
@@ -327,7 +378,7 @@ class _Episode:
             self.see(box, opening, seen, target)
             w.add(". ", VARYING)
             source, key = target, None
-        late = len(unit.zooms[1].box) > 0 and self.rng.random() < 0.06
+        late = len(unit.zooms[1].box) > 0 and self.rng.random() < self.mix.late
         at = pair + late
         time = self.point(unit, at, source, key=key, learn=not late)
         target = self.target
@@ -340,10 +391,8 @@ class _Episode:
         return True
 
     def digit(self) -> None:
-        index = int(self.rng.integers(len(self.t.boxes)))
+        index, needle = self.given or self._draw(ask_digit)
         _, unit = self.t.boxes[index]
-        scene = self._scene()
-        needle = ask_digit(scene, scene.boxes[index], self.rng)
         self.ask("Which digit is in the ", unit.colour, " box?", needle.options)
         choice = needle.options.index(needle.answer)
         self.turn()
@@ -356,8 +405,7 @@ class _Episode:
         scene = self._scene()
         if len(scene.boxes) < 4:
             return self.digit()
-        index = int(self.rng.integers(len(self.t.boxes)))
-        needle = ask_colour(scene, scene.boxes[index], self.rng)
+        index, needle = self.given or self._draw(ask_colour)
         self.ask("Which colour shows digit ", str(scene.boxes[index].digit), "?", needle.options)
         choice = needle.options.index(needle.answer)
         detour_at = int(self.rng.integers(choice + 1))
@@ -388,7 +436,7 @@ class _Episode:
             self.zoom(pair, self.point(unit, pair, asked, key=asked))
 
     def when(self) -> None:
-        index = int(self.rng.integers(len(self.t.boxes)))
+        index = self.given[0] if self.given else int(self.rng.integers(len(self.t.boxes)))
         pair, unit = self.t.boxes[index]
         before = self.t.time(pair) - (0 if unit.late else self.t.spacing / 2)
         options = tuple(f"{before + k * self.t.spacing / 10:.1f} s" for k in (1, 2, 3, 4))
@@ -398,14 +446,10 @@ class _Episode:
         texts = options[0][:-2], options[3][:-2]
         box, _ = self._resample(unit.onset, texts, (self.values[0], self.values[3]), 7)
         self.turn()
-        self.w.add("It is there in ", 1.0)
-        count = self.w.add(str(5 - unit.step), VARYING)
-        self.w.guide(1, 5, count, box, before=True)
-        self.w.add(" of 4 looks", 1.0)
-        self.conclude(unit.step - 1, key=count, source=None)
+        self.conclude(unit.step - 1, key=self.looks(unit, box), source=None)
 
     def count(self) -> None:
-        start, unit = self.t.flashes[int(self.rng.integers(len(self.t.flashes)))]
+        start, unit = self.t.flashes[self.given[0] if self.given else int(self.rng.integers(len(self.t.flashes)))]
         a, b = (number(self.t.time(start + k)) for k in (0, 2))
         w = self.w
         w.add("\nHow often does the green light flash between ")
@@ -414,17 +458,78 @@ class _Episode:
         w.add(" s and ")
         second = w.add(b)
         w.guide(0, 0, second, [second - len("and ")])
-        options = tuple(str(v) for v in self.rng.permutation([1, 2, 3, 4]))
+        options = self.given[1].options if self.given else tuple(str(v) for v in self.rng.permutation([1, 2, 3, 4]))
         self._plain_options(" s?", options)
         self.turn()
         w.add("That stretch needs a denser look.", 1.0)
         box, _ = self._resample(unit.dense, (a, b), (first, second), 21)
         self.turn()
-        w.add("Flashes counted: ", 1.0)
-        counted = w.add(str(unit.count), VARYING)
-        w.guide(1, 5, counted, box, before=True)
+        counted = self.tally(unit.count, box)
         choice = options.index(str(unit.count))
         self.conclude(choice, key=counted, source=choice)
+
+    def letters_drill(self) -> None:
+        """Only the step from a digit to its letter, many times; the digits are given."""
+        options = [str(v) for v in self.rng.permutation(10)[:4]]
+        self.w.add("Which digit is in the ")
+        self.w.add(colour := str(self.rng.choice(list(COLOURS))))
+        self._plain_options(" box?", tuple(options))
+        for choice in self.rng.permutation([0, 1, 2, 3, 0, 1, 2, 3]):
+            self.turn()
+            self.w.add(f"I see {'an' if colour[0] in 'aeiou' else 'a'} {colour} box: ")
+            digit = self.w.add(options[choice])
+            self._letter(int(choice), digit, int(choice))
+
+    def counts_drill(self) -> None:
+        """Only the counting of flashes, several times."""
+        options = tuple(str(v) for v in self.rng.permutation([1, 2, 3, 4]))
+        start, unit = self.t.flashes[0]
+        a, b = (number(self.t.time(start + k)) for k in (0, 2))
+        self.w.add(f"How often does the green light flash between {a} s and {b}")
+        self._plain_options(" s?", options)
+        for _, unit in self.t.flashes:
+            pads, _ = self._response(unit.dense, (a, b), 21)
+            self.turn()
+            counted = self.tally(unit.count, pads)
+            choice = options.index(str(unit.count))
+            self._letter(choice, counted, choice)
+
+    def onsets_drill(self) -> None:
+        """Only the reading of onsets, several times."""
+        first = self.t.time(1)
+        options = tuple(f"{first + k * self.t.spacing / 10:.1f} s" for k in (1, 2, 3, 4))
+        self.w.add("When does the " + self.t.boxes[0][1].colour)
+        self._plain_options(" box appear?", options)
+        for _, unit in self.t.boxes:
+            pads, _ = self._response(unit.onset, (options[0][:-2], options[3][:-2]), 7)
+            self.turn()
+            self._letter(unit.step - 1, self.looks(unit, pads), None)
+
+    def _letter(self, choice: int, key: int, source: int | None) -> int:
+        w = self.w
+        w.add(" (", VARYING)
+        letter = w.add("ABCD"[choice], VARYING)
+        w.guide(0, 3, letter, [key], before=True)
+        if source is not None:
+            w.guide(1, 3, letter, [self.values[source]], before=True)
+        w.add(").</think>", 1.0)
+        w.add("<|im_end|>\n")
+        return letter
+
+    def tally(self, count: int, pads: list[int]) -> int:
+        """'Flashes counted: 3': returns the number's mark."""
+        self.w.add("Flashes counted: ", 1.0)
+        counted = self.w.add(str(count), VARYING)
+        self.w.guide(1, 5, counted, pads, before=True)
+        return counted
+
+    def looks(self, unit: BoxUnit, pads: list[int]) -> int:
+        """'It is there in 2 of 4 looks': returns the number's mark."""
+        self.w.add("It is there in ", 1.0)
+        count = self.w.add(str(5 - unit.step), VARYING)
+        self.w.guide(1, 5, count, pads, before=True)
+        self.w.add(" of 4 looks", 1.0)
+        return count
 
     def _plain_options(self, after: str, options: tuple[str, ...]) -> None:
         self.w.add(after)
@@ -458,6 +563,11 @@ class _Episode:
         w.add(f', "num_frames": {frames}}}}}\n</tool_call><|im_end|>', 1.0)
         w.add("\n")
         self._called(marks[0], marks[1], *texts)
+        return self._response(features, texts, frames)
+
+    def _response(self, features: Features, texts: tuple[str, str], frames: int) -> tuple[list[int], int]:
+        """What resample_frames gives back: marks of its tokens and of the response's opening."""
+        w = self.w
         w.add("<|im_start|>user\n")
         opening = w.add("<tool_response>\n")
         start, end = (float(text) for text in texts)

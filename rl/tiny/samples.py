@@ -48,6 +48,7 @@ class Writer:
     """Collects the text of one sample."""
 
     tokenizer: Tokenizer
+    width: int
     _segments: list[str] = field(default_factory=lambda: [""])
     _length: int = 0
     _learn: list[tuple[int, int, float]] = field(default_factory=list)
@@ -103,11 +104,13 @@ class Writer:
         positions = mrope_positions(
             ids, self._grids, pad_id_video=v.VIDEO_PAD, pad_id_image=v.IMAGE_PAD, tokens_per_second=2
         )
+        blank = np.zeros((0, self.width), dtype=np.float32)
+        features = np.concatenate(self._features) if self._features else blank
         guides = tuple(
             Guide(layer, head, token(mark) - before, tuple(token(s) for s in sources))
             for layer, head, mark, before, sources in self._guides
         )
-        return Sample(np.array(ids), weights, np.concatenate(self._features), positions, guides)
+        return Sample(np.array(ids), weights, features, positions, guides)
 
 
 @dataclass(frozen=True)
