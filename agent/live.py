@@ -123,6 +123,10 @@ class LiveEpisode:
         if completion.finish == "error":
             self.fail(completion.error or "the policy gave an error without a reason")
             return
+        prefix = self._observation.assistant_prefix if self._observation else ""
+        if completion.finish != "cancelled" and not completion.text.startswith(prefix):
+            self.fail(f"the policy did not continue the prefix {prefix!r}, it wrote {completion.text[:40]!r}")
+            return
         if completion.finish == "cancelled":
             self._record(completion, StepInfo(text=valid_text(completion.text), outcome="unfinished"), {}, seconds)
             self.cancel()

@@ -237,6 +237,12 @@ def test_a_policy_that_breaks_its_contract_fails_whom_it_was_asked_for(
     assert all(run.outcome.failed and says in run.outcome.reason for run in runs)
 
 
+def test_a_policy_must_continue_the_prefix(preset: Preset, task: Task, good: list[str]) -> None:
+    start = Start(task, assistant_prefix="<think>it is")
+    (run,) = run_episodes([start], Moody(good[-1], "one"), preset=preset)
+    assert run.outcome.failed and "'<think>it is'" in run.outcome.reason
+
+
 def test_two_episodes_cannot_have_one_name(preset: Preset, task: Task) -> None:
     with pytest.raises(ValueError, match="'red/0'"):
         run_episodes([task, task], ScriptedPolicy([]), preset=preset)
