@@ -2,10 +2,14 @@
 
 Ids and messages are small and kept for every live episode; keys and values are large and kept as long as they fit. An
 episode whose keys and values were dropped is read again from its exact ids: slower, never different.
+
+Every method is safe under threads and returns at once: an episode may be forgotten while its message is being
+written, and the message then leaves nothing behind.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -44,39 +48,54 @@ class EpisodeBook:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._states: OrderedDict[str, EpisodeState] = OrderedDict()
+        self._writing: set[str] = set()
+        self._lock = threading.RLock()
         self.bytes = 0
         self.dropped = 0  # how often keys and values were dropped for space
 
     def get(self, episode_id: str) -> EpisodeState | None:
         """The state of an episode, or None."""
-        return self._states.get(episode_id)
+        with self._lock:
+            return self._states.get(episode_id)
+
+    def begin(self, episode_id: str) -> EpisodeState | None:
+        """The state a message is written from, or None; `put` or `forget` follows."""
+        with self._lock:
+            self._writing.add(episode_id)
+            return self._states.get(episode_id)
 
     def put(self, episode_id: str, state: EpisodeState) -> None:
-        """Remember a state in the place of an older one."""
-        self.forget(episode_id)
-        self._states[episode_id] = state
-        self.bytes += _size(state)
-        for old in list(self._states.values()):
-            if self.bytes <= self._max_bytes:
-                break
-            if old.kept is not None:
-                self.bytes -= _size(old)
-                old.kept = None
-                self.dropped += 1
-        while len(self._states) > MAX_EPISODES:
-            self.forget(next(iter(self._states)))
+        """Remember a state in the place of an older one, unless the episode was forgotten since `begin`."""
+        with self._lock:
+            if episode_id not in self._writing:
+                return
+            self.forget(episode_id)
+            self._states[episode_id] = state
+            self.bytes += _size(state)
+            for old in list(self._states.values()):
+                if self.bytes <= self._max_bytes:
+                    break
+                if old.kept is not None:
+                    self.bytes -= _size(old)
+                    old.kept = None
+                    self.dropped += 1
+            while len(self._states) > MAX_EPISODES:
+                self.forget(next(iter(self._states)))
 
     def forget(self, episode_id: str) -> None:
         """Drop all that is known of an episode."""
-        state = self._states.pop(episode_id, None)
-        if state is not None:
-            self.bytes -= _size(state)
+        with self._lock:
+            self._writing.discard(episode_id)
+            state = self._states.pop(episode_id, None)
+            if state is not None:
+                self.bytes -= _size(state)
 
     def drop_kept(self) -> None:
         """Drop every episode's keys and values (the weights have changed); ids stay."""
-        for state in self._states.values():
-            state.kept = None
-        self.bytes = 0
+        with self._lock:
+            for state in self._states.values():
+                state.kept = None
+            self.bytes = 0
 
 
 def _size(state: EpisodeState) -> int:

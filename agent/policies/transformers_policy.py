@@ -79,7 +79,7 @@ class TransformersPolicy(Policy):
 
         Args:
             model: "tiny", "tiny-half", a checkpoint folder, a hub id, or an `Adapter`.
-            dtype: "auto" is float32 on CPU and the checkpoint's own on CUDA.
+            dtype: "auto" is float32 for models below 2 GiB on a CPU, else the checkpoint's own.
             device: "auto" is CUDA when there is one.
             timestamps: how a frame's time reaches the model; the preset's value.
             max_batch: requests sampled together; more are done in turn.
@@ -137,8 +137,7 @@ class TransformersPolicy(Policy):
         return done
 
     def forget(self, episode_id: str) -> None:
-        with self._lock:
-            self._book.forget(episode_id)
+        self._book.forget(episode_id)  # at once, also while another thread generates
 
     def weights_changed(self) -> None:
         """Call it after changing the model's weights in place: nothing computed with the old ones is used again."""
@@ -204,7 +203,7 @@ class TransformersPolicy(Policy):
         if not request.messages or request.messages[-1].role == "assistant":
             raise EncodeError("a context ends with a user or tool message")
         check(request.sampling)
-        state = self._book.get(request.episode_id)
+        state = self._book.begin(request.episode_id)
         extends = state is not None and state.continued_by(request.messages)
         if state is not None and extends:
             ids, media, kept = state.ids, state.media, state.kept

@@ -58,15 +58,23 @@ def test_rows_are_written_read_copied_and_dropped():
     torch.testing.assert_close(other.read(0, 5), kept)
 
 
-def test_the_book_drops_keys_and_values_of_the_longest_unused_first():
-    def state():
-        return EpisodeState((), [1], [], torch.zeros(100))  # 400 bytes
+def state_of_400_bytes():
+    return EpisodeState((), [1], [], torch.zeros(100))
 
+
+def test_an_episode_that_is_forgotten_while_it_writes_leaves_nothing():
     book = EpisodeBook(1000)
-    for name in "ab":
-        book.put(name, state())
-    book.put("a", state())  # used again
-    book.put("c", state())
+    assert book.begin("a") is None
+    book.forget("a")
+    book.put("a", state_of_400_bytes())
+    assert book.get("a") is None and book.bytes == 0
+
+
+def test_the_book_drops_keys_and_values_of_the_longest_unused_first():
+    book = EpisodeBook(1000)
+    for name in "abac":  # a is used again
+        book.begin(name)
+        book.put(name, state_of_400_bytes())
     assert book.get("b").kept is None and book.get("a").kept is not None and book.get("b").ids == [1]
     assert book.bytes == 800 and book.dropped == 1
     book.forget("a")

@@ -1,5 +1,6 @@
 """What the policy promises its callers: isolation of faults, seeds, streaming, cancelling, caches."""
 
+import asyncio
 import threading
 
 import numpy as np
@@ -183,6 +184,28 @@ def test_a_cancelled_message_can_be_followed_by_another_turn(policy, adapter, vi
         [Request("a", later, request.videos, sampling=Sampling(temperature=1, max_new_tokens=8, seed=4))]
     )[0]
     assert resumed.extends and expected.extends and resumed.ids == expected.ids
+
+
+def test_asynchronous_episodes_are_cancelled_one_by_one_and_forgotten_at_once(policy, video):
+    async def run():
+        begun = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        slow = asyncio.create_task(
+            policy.agenerate(
+                [ask(video, "slow", tokens=3000)], on_token=lambda e, p: loop.call_soon_threadsafe(begun.set)
+            )
+        )
+        await begun.wait()
+        policy.forget("slow")  # returns although a generation is running
+        waiting = asyncio.create_task(policy.agenerate([ask(video, "quick", tokens=4, seed=3)]))
+        slow.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await slow
+        return await waiting
+
+    (done,) = asyncio.run(run())
+    assert done.ids == policy.generate([ask(video, "again", tokens=4, seed=3)])[0].ids
+    assert policy._book.get("slow") is None and policy._book.get("quick") is not None
 
 
 def test_log_probabilities_are_of_the_distribution_that_was_sampled(adapter, video, monkeypatch):
