@@ -94,7 +94,7 @@ def load_adapter(
 
     Args:
         model: "tiny", "tiny-half", a folder or a hub id (downloaded when not cached).
-        dtype: "auto" (float32 for models below 2 GiB on a CPU, else the checkpoint's own), "float32", "bfloat16" or "float16".
+        dtype: "float32", "bfloat16", "float16", or "auto": float32 for models below 2 GiB on a CPU, else as saved.
         device: "auto" (CUDA when there is one), or a torch device.
         timestamps: how a frame's time reaches the model, see `closeup.agent.preset.Preset`.
 
