@@ -93,6 +93,24 @@ def run(block: Block, command: list[str], folder: Path) -> None:
     assert done.returncode == 0, f"{name(block.document)}:{block.line}\n{block.code}\n{done.stdout}\n{done.stderr}"
 
 
+def test_the_transcript_in_the_readme_is_what_make_ask_shows(folder: Path) -> None:
+    """The file, the question, the overview and the answer; a retrained model may think in other words."""
+    (shown,) = re.findall(
+        r"<!-- shown by: make ask -->\n```text\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S
+    )
+    task = json.loads((folder / "tasks.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    options = [part for option in task["options"] for part in ("--option", option)]
+    done = subprocess.run(
+        ["closeup", "ask", task["video"], task["question"], *options], capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    real = done.stdout.splitlines()
+    fixed = [line for line in shown.splitlines() if not re.match(r"\d  |   (0:00|\w+\()|evidence", line)]
+    assert len(fixed) > 6
+    assert [line for line in fixed if line not in real] == []
+    assert f"Answer  {'ABCD'[task['options'].index(task['answer'])]}. {task['answer']}" in fixed
+
+
 def test_the_readme_has_blocks_that_run() -> None:
     marked = [block.language for block in blocks(ROOT / "README.md") if block.run]
     assert {"bash", "python"} <= set(marked)
