@@ -32,7 +32,7 @@ from closeup.rl.evaluate import evaluate
 from closeup.rl.tiny import pool
 from closeup.rl.tiny.checkpoint import new_model, save_checkpoint, shape_of
 from closeup.rl.tiny.forward import weights_of
-from closeup.rl.tiny.language import Drawer, train_language
+from closeup.rl.tiny.language import Drawer, Stage, train_language
 from closeup.rl.tiny.recipe import EPISODES, RECIPE, SKILLS
 from closeup.rl.tiny.units import SceneUnits, extract
 from closeup.rl.tiny.vision import Source, train_vision
@@ -51,21 +51,23 @@ class Run:
     def pool(self) -> Path:
         """Stage 1: the folder of pool files."""
         folder = self.work / "pool"
-        pool.build(folder, scenes=RECIPE.scenes + RECIPE.held_out, drills=RECIPE.drills + RECIPE.held_out)
+        spare = RECIPE.held_out
+        pool.build(folder, scenes=RECIPE.scenes + spare, drills=RECIPE.drills + spare, skims=RECIPE.skims + spare)
         return folder
+
+    @staticmethod
+    def _source(files: Path, *, held_out: bool) -> Source:
+        sizes = {"scene": RECIPE.scenes, "drill": RECIPE.drills, "skim": RECIPE.skims}
+        spare = RECIPE.held_out
+        ranges = {sort: range(n, n + spare) if held_out else range(n) for sort, n in sizes.items()}
+        return Source(*(pool.load(files, sort, chosen) for sort, chosen in ranges.items()), 2 if held_out else 1)
 
     def vision(self) -> Path:
         """Stage 2: a checkpoint whose tower is trained."""
         folder = self.work / "vision"
         if not _complete(folder):
             files = self.pool()
-            scenes, drills, spare = RECIPE.scenes, RECIPE.drills, RECIPE.held_out
-            train = Source(pool.load(files, "scene", range(scenes)), pool.load(files, "drill", range(drills)), 1)
-            test = Source(
-                pool.load(files, "scene", range(scenes, scenes + spare)),
-                pool.load(files, "drill", range(drills, drills + spare)),
-                2,
-            )
+            train, test = (self._source(files, held_out=held_out) for held_out in (False, True))
             model = new_model(self.seed)
             found = train_vision(model, train, test, steps=RECIPE.vision_steps)
             log.info("vision, held out: %s", {key: round(value, 3) for key, value in found.items()})
@@ -91,19 +93,21 @@ class Run:
         start = self.vision()
         for stage, folder in ((SKILLS, self.work / "skills"), (EPISODES, final)):
             if not _complete(folder):
-                model = _load(start)
-                model.model.visual.requires_grad_(False)
-                torch.manual_seed(self.seed)
-
-                def snapshot(step: int, name: str = stage.name) -> bool:
-                    if step % RECIPE.snapshot_every == 0:
-                        save_checkpoint(model, self.work / "snapshots" / f"{name}-{step:04d}")
-                    return False
-
-                train_language(model, stage, Drawer(self.units(), stage), seed=self.seed + 11, each=snapshot)
-                save_checkpoint(model, folder)
+                self._stage(stage, start, folder)
             start = folder
         return final
+
+    def _stage(self, stage: Stage, start: Path, folder: Path) -> None:
+        model = _load(start)
+        model.model.visual.requires_grad_(False)
+        torch.manual_seed(self.seed)
+
+        def snapshot(step: int) -> None:
+            if step % RECIPE.snapshot_every == 0:
+                save_checkpoint(model, self.work / "snapshots" / f"{stage.name}-{step:04d}")
+
+        train_language(model, stage, Drawer(self.units(), stage), seed=self.seed + 11, each=snapshot)
+        save_checkpoint(model, folder)
 
     def half(self) -> Path:
         """Stage 6: the snapshot nearest to one half right."""
@@ -148,18 +152,18 @@ def main() -> None:
     run = Run(options.work, options.seed)
     final = run.language()
     half = run.half()
-    result = {
-        "closeup-tiny": run.score(final, RECIPE.test_seed, RECIPE.test_tasks),
-        "tiny-half": run.score(half, RECIPE.test_seed, RECIPE.test_tasks),
-        "tasks": RECIPE.test_tasks,
-        "seconds": round(time.time() - began),
+    scores = {
+        name: run.score(folder, RECIPE.test_seed, RECIPE.test_tasks)
+        for name, folder in (("closeup-tiny", final), ("tiny-half", half))
     }
+    result = {**scores, "tasks": RECIPE.test_tasks, "seconds": round(time.time() - began)}
     (options.work / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     log.info("evaluation: %s", json.dumps(result))
-    if result["closeup-tiny"]["accuracy"] < RECIPE.accept:  # type: ignore[index]
+    reached = scores["closeup-tiny"]["accuracy"]
+    if reached < RECIPE.accept:
         raise SystemExit(
-            f"the new model answers {result['closeup-tiny']['accuracy']:.1%} of unseen tasks, less than "  # type: ignore[index]
-            f"{RECIPE.accept:.0%}; nothing was put in place. Its checkpoint is {final}."
+            f"the new model answers {reached:.1%} of unseen tasks, less than {RECIPE.accept:.0%}; "
+            f"nothing was put in place. Its checkpoint is {final}."
         )
     target = BUNDLED if options.install else options.out or options.work / "out"
     for name, folder in (("closeup-tiny", final), ("tiny-half", half)):

@@ -52,6 +52,30 @@ def draw_drill(
     return _render(Background(rng), spans, frames), colours, digits, sprites
 
 
+def draw_skim(rng: np.random.Generator, frames: int) -> tuple[Iterator[Pixels], NDArray[np.int16]]:
+    """A video in which one thing at a time comes and goes quickly: its frames, and a colour label per frame (int16).
+
+    Seen at 28 x 28, its many onsets teach the pairs in which only one of two frames shows something, and its
+    background, a new one per video, teaches what is nothing.
+    """
+    labels = np.zeros(frames, dtype=np.int16)
+    spans, frame, names = [], 0, list(COLOURS)
+    while frame < frames:
+        stop, kind = min(frames, frame + int(rng.integers(1, 8))), rng.random()
+        x, y = (int(v) for v in rng.integers(11, SIDE - 11, size=2))
+        if kind < 0.35:
+            label = int(rng.integers(len(names)))
+            sprite = box_sprite(Box(names[label], int(rng.integers(10)), 0, 1, 0, 0, x, y), rng)
+            labels[frame:stop] = label + 1
+            spans.append((frame, stop, *place(sprite, x, y)))
+        elif kind < 0.6:
+            stop = min(stop, frame + int(rng.integers(1, 4)))
+            labels[frame:stop] = LIGHT
+            spans.append((frame, stop, *place(light_sprite(rng), x, y)))
+        frame = stop
+    return _render(Background(rng), spans, frames), labels
+
+
 def _render(background: Background, spans: list[Span], frames: int) -> Iterator[Pixels]:
     for number in range(frames):
         frame = background.frame(number)

@@ -66,6 +66,8 @@ class Mix:
     wrong: float = 0.15
     forced: float = 0.02
     late: float = 0.06
+    refused: float = 0.04
+    misread: float = 0.2
 
 
 class Expert:
@@ -151,7 +153,7 @@ def expert_sample(scene: Scene, needle: Needle, tokenizer: Tokenizer) -> Sample:
         subject = next(i for i, w in enumerate(scene.flashes) if (w.start, w.end) == needle.evidence[0])
     else:
         subject = next(i for i, b in enumerate(scene.boxes) if (b.start, b.end) == needle.evidence[0])
-    rng, never = np.random.default_rng(0), Mix(wrong=0.0, forced=0.0, late=0.0)
+    rng, never = np.random.default_rng(0), Mix(wrong=0.0, forced=0.0, late=0.0, refused=0.0, misread=0.0)
     return _Episode(tokenizer, timeline_of(scene), rng, never, (subject, needle)).play(needle.kind)
 
 
@@ -295,10 +297,12 @@ class _Episode:
         w.guide(1, 3, last, [target])
         return colour
 
-    def read(self, unit: BoxUnit, box: list[int], colour: int) -> int:
-        """': 7' after the box seen is the one looked for; returns the digit's mark."""
+    def read(self, unit: BoxUnit, box: list[int], colour: int, *, misread: bool = False) -> int:
+        """': 7' after the box seen is the one looked for; returns the digit's mark. A misread digit is not learned."""
         w = self.w
         w.add(": ", VARYING)
+        if misread:
+            return w.add(str((unit.digit + int(self.rng.integers(1, 10))) % 10))
         digit = w.add(str(unit.digit), VARYING)
         w.guide(0, 3, digit, [colour], before=True)
         w.guide(1, 4, digit, box, before=True)
@@ -378,6 +382,8 @@ class _Episode:
             self.see(box, opening, seen, target)
             w.add(". ", VARYING)
             source, key = target, None
+        if self.rng.random() < self.mix.refused:
+            source, key = self._refused(unit, source, key), None
         late = len(unit.zooms[1].box) > 0 and self.rng.random() < self.mix.late
         at = pair + late
         time = self.point(unit, at, source, key=key, learn=not late)
@@ -389,6 +395,29 @@ class _Episode:
         self.turn()
         self.seen = self.see(self.box, opening, unit, target)
         return True
+
+    def _refused(self, unit: BoxUnit, source: int, key: int | None) -> int:
+        """A call that is turned down (not learned), and the next thought's beginning; returns the target's mark."""
+        w, at = self.w, int(self.rng.integers(len(self.labels) - 1))
+        time = self.point(unit, at, source, key=key, learn=False)
+        target = self.target
+        start, end = (number(self.t.time(at + k)) for k in (0, 1))
+        w.add('</think>\n<tool_call>\n{"name": "zoom_clip", "arguments": {"start": ', 1.0)
+        w.guide(1, 3, w.add(start, VARYING), [time], before=True)
+        w.add(', "end": ', 1.0)
+        error = (
+            f"you already looked closely at {start} to {end} s (overlap 1.00, allowed 0.9). "
+            "Choose another window or answer."
+        )
+        if self.rng.random() < 0.5:
+            end = start
+            error = f"a window must end after it starts, got {start} to {start} s. Give 0 <= start < end <= 120."
+        w.add(end)
+        w.add("}}\n</tool_call><|im_end|>", 1.0)
+        w.add(f"\n<|im_start|>user\n<tool_response>\nError: {error}\n</tool_response><|im_end|>\n")
+        self.turn()
+        w.add("I see no box. ", 1.0)
+        return target
 
     def digit(self) -> None:
         index, needle = self.given or self._draw(ask_digit)
@@ -416,8 +445,10 @@ class _Episode:
             if not self._look(now, source, key, self._detour(now) if step == detour_at else None):
                 return self.give_up(choice)
             unit = self.t.boxes[now][1]
-            digit = self.read(unit, self.box, self.seen)
-            self.w.guide(1, 3, digit, [self.asked])
+            misread = step == choice == 3 and self.rng.random() < self.mix.misread
+            digit = self.read(unit, self.box, self.seen, misread=misread)
+            if not misread:
+                self.w.guide(1, 3, digit, [self.asked])
             if step == choice:
                 return self.conclude(choice, key=self.seen, source=choice)
             self.w.add(". ", VARYING)

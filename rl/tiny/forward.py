@@ -116,7 +116,8 @@ def rotary(shape: Shape, positions: Tensor, head: int, dtype: torch.dtype) -> tu
     angles = positions[..., None].float() * freqs
     parts = [part[i % 3] for i, part in enumerate(torch.split(angles, list(shape.sections), dim=-1))]
     angle = torch.cat(parts, dim=-1)
-    return tuple(torch.cat([v, v], dim=-1).to(dtype)[:, None] for v in (angle.cos(), angle.sin()))  # type: ignore[return-value]
+    angle = torch.cat([angle, angle], dim=-1)[:, None]
+    return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
 Watcher = Callable[[int, Tensor, Tensor], None]

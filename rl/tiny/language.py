@@ -125,14 +125,14 @@ def train_language(
     *,
     seed: int,
     trained: Sequence[nn.Parameter] | None = None,
-    each: Callable[[int], bool] | None = None,
+    each: Callable[[int], None] | None = None,
 ) -> None:
     """Train the text side in place for one stage.
 
     Args:
         draw: makes a source of samples from a seed (see `Drawer`); run in a worker process.
         trained: parameters to train; default: the language model's.
-        each: called after every step with the steps done; training stops early when it returns True.
+        each: called after every step with the number of steps done.
     """
     shape = shape_of(model.config)
     parameters = list(trained) if trained is not None else list(model.model.language_model.parameters())
@@ -156,5 +156,5 @@ def train_language(
         if (step + 1) % 20 == 0:
             shown = " ".join(f"{key} {value:.3f}" for key, value in mean.items())
             log.info("%s %d/%d %s, %.0f CPU s", stage.name, step + 1, stage.steps, shown, time.process_time() - began)
-        if each is not None and each(step + 1):
-            break
+        if each is not None:
+            each(step + 1)

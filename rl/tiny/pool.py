@@ -1,8 +1,9 @@
 """The training pool: generated videos, written as H.264, read back through `closeup.tools.video`, kept as arrays.
 
-Two sorts of files. A *scene* is an ordinary needle video: all its frames at 28 x 28, and zoom clips (4 frames at
-112 x 112) around every box, at empty pairs, and on a flash window. A *drill* is a dense video at 112 x 112 (see
-`drills`). The videos themselves are deleted after decoding: pool item i is a pure function of its seed.
+Three sorts of files. A *scene* is an ordinary needle video: all its frames at 28 x 28, and zoom clips (4 frames at
+112 x 112) around every box, at empty pairs, and on a flash window. A *drill* is a dense video at 112 x 112, a *skim*
+a quick one at 28 x 28 (see `drills`). The videos themselves are deleted after decoding: pool item i is a pure
+function of its seed.
 
 Invariants
 1. Every pixel here went through the encoder and through `Video`; nothing is trained on drawn arrays.
@@ -26,12 +27,12 @@ from numpy.typing import NDArray
 from closeup.rl.data.needle_draw import draw_frames
 from closeup.rl.data.needle_world import FPS, SECONDS, SIDE, Box, Scene, plan_scene
 from closeup.rl.data.needles import encode
-from closeup.rl.tiny.drills import draw_drill
+from closeup.rl.tiny.drills import draw_drill, draw_skim
 from closeup.tools.video import Video
 
 SKIM = 28
 DRILL_FRAMES = 160
-SCENE_SEED, DRILL_SEED = 1_000, 2_000
+SCENE_SEED, DRILL_SEED, SKIM_SEED = 1_000, 2_000, 3_000
 log = logging.getLogger(__name__)
 
 
@@ -52,6 +53,14 @@ class DrillItem:
     colours: NDArray[np.int16]
     digits: NDArray[np.int16]
     sprites: NDArray[np.int16]
+
+
+@dataclass(frozen=True)
+class SkimItem:
+    """One quick video: `frames` uint8 (160, 28, 28, 3) and a colour label per frame, see `draw_skim`."""
+
+    frames: NDArray[np.uint8]
+    labels: NDArray[np.int16]
 
 
 def first_pair(box: Box, spacing: int) -> int:
@@ -93,10 +102,22 @@ def make_drill(index: int) -> DrillItem:
     return DrillItem(pixels, *labels)
 
 
-def build(folder: Path, *, scenes: int, drills: int, processes: int = 2) -> None:
-    """Make what is missing of the pool in `folder`: `scenes` scene files and `drills` drill files."""
+def make_skim(index: int) -> SkimItem:
+    """Pool skim `index`, encoded and decoded again."""
+    frames, labels = draw_skim(np.random.default_rng([SKIM_SEED, index]), DRILL_FRAMES)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "skim.mp4"
+        encode(frames, path)
+        with Video(path, threads=1) as video:
+            pixels = video.frames([i / FPS for i in range(DRILL_FRAMES)], (SKIM, SKIM)).pixels
+    return SkimItem(pixels, labels)
+
+
+def build(folder: Path, *, scenes: int, drills: int, skims: int, processes: int = 2) -> None:
+    """Make what is missing of the pool in `folder`: so many scene, drill and skim files."""
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [("scene", i) for i in range(scenes)] + [("drill", i) for i in range(drills)]
+    jobs += [("skim", i) for i in range(skims)]
     todo = [(sort, i, folder) for sort, i in jobs if not (folder / f"{sort}-{i:05d}.pkl").exists()]
     with multiprocessing.get_context("spawn").Pool(processes) as workers:
         for done, _ in enumerate(workers.imap_unordered(_make, todo, chunksize=4), start=1):
@@ -105,13 +126,13 @@ def build(folder: Path, *, scenes: int, drills: int, processes: int = 2) -> None
 
 
 def load(folder: Path, sort: str, indices: Sequence[int] | range) -> list[Any]:
-    """Pool items of one sort ("scene" or "drill"), in order."""
+    """Pool items of one sort ("scene", "drill" or "skim"), in order."""
     return [pickle.loads((folder / f"{sort}-{i:05d}.pkl").read_bytes()) for i in indices]
 
 
 def _make(job: tuple[str, int, Path]) -> None:
     sort, index, folder = job
-    item = make_scene(index) if sort == "scene" else make_drill(index)
+    item = {"scene": make_scene, "drill": make_drill, "skim": make_skim}[sort](index)
     path = folder / f"{sort}-{index:05d}.pkl"
     partial = path.with_suffix(".part")
     partial.write_bytes(pickle.dumps(item, protocol=5))

@@ -17,6 +17,7 @@ class Recipe:
 
     scenes: int = 600
     drills: int = 400
+    skims: int = 1200
     held_out: int = 40
     vision_steps: int = 2200
     snapshot_every: int = 60

@@ -26,7 +26,7 @@ from closeup.rl.data.needle_world import CELL, COLOURS, FPS, SIDE, Scene
 from closeup.rl.tiny.checkpoint import shape_of
 from closeup.rl.tiny.drills import GRID, LIGHT
 from closeup.rl.tiny.forward import Shape, Weights, patchify, vision, weights_of
-from closeup.rl.tiny.pool import DrillItem, SceneItem, zoom_times
+from closeup.rl.tiny.pool import DrillItem, SceneItem, SkimItem, zoom_times
 from closeup.rl.tiny.vocabulary import build_tokenizer
 
 log = logging.getLogger(__name__)
@@ -59,10 +59,11 @@ def shown_at(scene: Scene, seconds: float) -> tuple[int, int, int]:
 class Source:
     """Random labelled pairs from the pool."""
 
-    def __init__(self, scenes: list[SceneItem], drills: list[DrillItem], seed: int) -> None:
+    def __init__(self, scenes: list[SceneItem], drills: list[DrillItem], skims: list[SkimItem], seed: int) -> None:
         self._rng = np.random.default_rng(seed)
         self._drills = drills
         self._scenes = scenes
+        self._skims = skims
         self._states = []
         for item in scenes:
             seen = [shown_at(item.scene, i / FPS) for i in range(len(item.skim))]
@@ -89,6 +90,22 @@ class Source:
                 if a and b and a != b:
                     continue
                 pairs.append(item.skim[[first, first + gap]])
+                labels.append([a or b])
+        colours = np.array(labels[:count], dtype=np.int64)
+        return Batch(np.stack(pairs[:count]), colours, np.full_like(colours, IGNORE))
+
+    def quick(self, count: int) -> Batch:
+        """Pairs at 28 x 28 from skim videos: every second one shows something in one frame only."""
+        pairs, labels = [], []
+        while len(pairs) < count:
+            item = self._skims[self._rng.integers(len(self._skims))]
+            for _ in range(4):
+                gap = int(self._rng.choice([1, 2, 3, 5, 10]))
+                first = int(self._rng.integers(len(item.labels) - gap))
+                a, b = int(item.labels[first]), int(item.labels[first + gap])
+                if (a and b and a != b) or (a == b and self._rng.random() < 0.4):
+                    continue
+                pairs.append(item.frames[[first, first + gap]])
                 labels.append([a or b])
         colours = np.array(labels[:count], dtype=np.int64)
         return Batch(np.stack(pairs[:count]), colours, np.full_like(colours, IGNORE))
@@ -225,10 +242,10 @@ def train_vision(
         weights = weights_of(model, torch.bfloat16)
         total = torch.zeros(())
         if step < cells_only * steps:
-            mix = [("cell", source.cells(384)), ("skim", source.skim(128))]
+            mix = [("cell", source.cells(384)), ("quick", source.quick(128))]
         else:
             mix = [("cell", source.cells(128)), ("drill", source.drill(24)), ("zoom", source.zoom(20))]
-            mix.append(("skim", source.skim(192)))
+            mix += [("skim", source.skim(128)), ("quick", source.quick(256))]
         total, known = torch.zeros(()), sum(int((batch.digits >= 0).sum()) for _, batch in mix)
         for name, batch in mix:
             colour, digit, right, read = losses(weights, shape, probe, batch)
@@ -261,7 +278,12 @@ def evaluate_vision(
     out: dict[str, list[float]] = {}
     with torch.no_grad():
         for _ in range(rounds):
-            for name, batch in (("drill", source.drill(40)), ("zoom", source.zoom(60)), ("skim", source.skim(400))):
+            for name, batch in (
+                ("drill", source.drill(40)),
+                ("zoom", source.zoom(60)),
+                ("skim", source.skim(400)),
+                ("quick", source.quick(400)),
+            ):
                 _, _, right, read = losses(weights, shape, probe, batch)
                 out.setdefault(f"{name}_colour", []).append(right)
                 out.setdefault(f"{name}_digit", []).append(read)
