@@ -14,7 +14,6 @@ from closeup.app.progress import bar
 from closeup.app.setup import Overrides, choose_preset, open_policy
 
 if TYPE_CHECKING:
-    from closeup.agent.trajectory import Trajectory
     from closeup.rl.statistics import Summary
 
 
@@ -53,10 +52,6 @@ def run(options: EvalOptions) -> int:
 
     policy = open_policy(options.model, preset)
     with bar("eval", len(tasks)) as advance:
-
-        def progress(done: list[Trajectory]) -> None:
-            advance(len(done))
-
         summary, _ = evaluate(
             tasks,
             policy,
@@ -65,7 +60,7 @@ def run(options: EvalOptions) -> int:
             batch=options.batch,
             seed=options.seed,
             temperature=options.temperature,
-            progress=progress,
+            progress=advance,
         )
     if options.as_json:
         sys.stdout.write(json.dumps({"out": str(out), **summary.model_dump()}) + "\n")

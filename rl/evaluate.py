@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from closeup.agent.episode import run_episodes
+from closeup.agent.events import Event, Finished
 from closeup.agent.policies.base import Policy, Sampling
 from closeup.agent.preset import Preset
 from closeup.agent.task import Task
@@ -37,14 +38,14 @@ def evaluate(
     batch: int = 16,
     seed: int = 0,
     temperature: float | None = None,
-    progress: Callable[[list[Trajectory]], None] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> tuple[Summary, list[Trajectory]]:
     """Run every task once and summarise.
 
     Args:
         out: folder for `run.json`, `trajectories.jsonl` and `summary.json`; tasks already there are not run again.
         batch: episodes that run together.
-        progress: called with all trajectories so far after each batch.
+        progress: called with the number of finished tasks after each.
 
     Raises:
         EvalError: `out` holds another run.
@@ -58,23 +59,26 @@ def evaluate(
         temperature=preset.temperature if temperature is None else temperature,
         max_new_tokens=preset.budget.max_new_tokens,
     )
-    chunk = 4 * batch  # what a killed run loses at most; an episode that ends is replaced by another until then
-    for start in range(0, len(waiting), chunk):
-        fresh = run_episodes(
-            waiting[start : start + chunk],
-            policy,
-            preset=preset,
-            rewards=DEFAULT_REWARDS,
-            judge=is_correct,
-            sampling=sampling,
-            seed=seed,
-            max_live=batch,
-        )
-        if out is not None:
-            write_trajectories(out / "trajectories.jsonl", fresh, append=True)
-        done.update((t.task.id, t) for t in fresh)
-        if progress:
-            progress(list(done.values()))
+
+    def keep(event: Event) -> None:
+        if isinstance(event, Finished):
+            if out is not None:
+                write_trajectories(out / "trajectories.jsonl", [event.trajectory], append=True)
+            done[event.trajectory.task.id] = event.trajectory
+            if progress:
+                progress(len(done))
+
+    run_episodes(
+        waiting,
+        policy,
+        preset=preset,
+        rewards=DEFAULT_REWARDS,
+        judge=is_correct,
+        sampling=sampling,
+        seed=seed,
+        max_live=batch,
+        on_event=keep,
+    )
     trajectories = [done[task.id] for task in tasks]
     summary = summarise(trajectories)
     if out is not None:

@@ -6,8 +6,8 @@ Each stream is a pure function of `StepFacts`; weights belong to the training co
   window outside the video, one that was seen already) scores 0.0 as well: LOVE-R1 treats a window that breaks its rules
   like a message that cannot be read, and a call that cannot be carried out is no action.
 - `zoom`: for a close look at a video whose evidence is known, 1.0 for a hit and 0.0 for a miss. A hit is a window of at
-  most `HIT_FRACTION` of the video that overlaps a gold window. The bound on length is what keeps the reward from being
-  farmed by looking at everything; overlap alone is LOVE-R1's rule, whose only bound is 60 s.
+  most an eighth of the video that overlaps a gold window (`statistics.is_hit`). The bound on length is what keeps the
+  reward from being farmed by looking at everything; overlap alone is LOVE-R1's rule, whose only bound is 60 s.
 - `answer`: 1.0 for a right answer, 0.0 for a wrong one, and 0.0 when the last, forced message gave none.
 
 Invariants
@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from closeup.agent.evidence import merge
 from closeup.agent.scoring import RewardFn, StepFacts
 from closeup.agent.task import Task, Window
-from closeup.rl.statistics import HIT_FRACTION
+from closeup.rl.statistics import is_hit
 from closeup.tools.base import Answer
 from closeup.tools.video.clip import window_iou
 
@@ -107,13 +107,6 @@ def number_in(text: str) -> float | None:
         return None
     value = float(found[0].replace(",", ""))
     return value if math.isfinite(value) else None
-
-
-def is_hit(window: Window, gold: Sequence[Window], duration: float) -> bool:
-    """Whether a window (seconds) is at most `HIT_FRACTION` of the video's `duration` and overlaps a gold window."""
-    start, end = window
-    short = end - start <= duration * HIT_FRACTION + 1e-6
-    return short and any(start < gold_end and gold_start < end for gold_start, gold_end in gold)
 
 
 def window_recall(gold: Sequence[Window], watched: Sequence[Window]) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from closeup.agent.task import Window
 from closeup.agent.trajectory import Trajectory
 
 HIT_FRACTION = 1 / 8
@@ -70,6 +71,13 @@ class Summary(BaseModel):
     by_kind: dict[str, Group]
 
 
+def is_hit(window: Window, gold: Sequence[Window], duration: float) -> bool:
+    """Whether a window (seconds) is at most `HIT_FRACTION` of the video's `duration` and overlaps a gold window."""
+    start, end = window
+    short = end - start <= duration * HIT_FRACTION + 1e-6
+    return short and any(start < gold_end and gold_start < end for gold_start, gold_end in gold)
+
+
 def zoom_hit(trajectory: Trajectory) -> bool | None:
     """Whether any tool's clip is at most T/8 long and overlaps gold evidence; None without known evidence or video."""
     gold = trajectory.task.evidence
@@ -80,8 +88,7 @@ def zoom_hit(trajectory: Trajectory) -> bool | None:
             clip = trajectory.clips[key].clip if key in trajectory.clips else None
             if clip is None or clip.video not in trajectory.videos:
                 continue
-            limit = trajectory.videos[clip.video].duration * HIT_FRACTION
-            if clip.seconds <= limit + 1e-6 and any(clip.start < e and s < clip.end for s, e in gold):
+            if is_hit((clip.start, clip.end), gold, trajectory.videos[clip.video].duration):
                 return True
     return False
 

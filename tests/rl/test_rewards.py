@@ -17,13 +17,12 @@ from closeup.rl.rewards import (
     best_iou,
     format_reward,
     is_correct,
-    is_hit,
     normalise,
     number_in,
     window_recall,
     zoom_reward,
 )
-from closeup.rl.statistics import zoom_hit
+from closeup.rl.statistics import is_hit, zoom_hit
 from closeup.tools.base import Answer
 from closeup.tools.video.clip import Clip
 
