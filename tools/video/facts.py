@@ -29,8 +29,8 @@ class Probe:
         time_base: seconds per tick. start: time zero, ticks. first: PTS of the first frame, ticks.
         end: end of the last frame, ticks.
         coded_width, coded_height: pixels as stored. aspect: sample aspect ratio. orientation: turn and mirror.
-        fps, nominal_fps: average and nominal frame rate. bad: packets at a damaged end of the file
-            that cannot be decoded, by position in bytes.
+        fps, nominal_fps: average and nominal frame rate. interlaced: pictures may be coded as two fields.
+        bad: packets at a damaged end of the file that cannot be decoded, by position in bytes.
     """
 
     stamp: FileStamp
@@ -48,12 +48,18 @@ class Probe:
     orientation: Orientation
     fps: float
     nominal_fps: float
+    interlaced: bool
     bad: frozenset[int | None]
 
     @property
     def duration(self) -> float:
         """Seconds from time zero to the end of the last frame."""
         return float((self.end - self.start) * self.time_base)
+
+    @property
+    def droppable(self) -> bool:
+        """Whether the decoder knows for certain which pictures no other refers to: H.264 coded in whole frames."""
+        return self.codec == "h264" and not self.interlaced
 
     @property
     def size(self) -> tuple[int, int]:

@@ -83,6 +83,7 @@ def read_facts(stamp: FileStamp) -> Probe:
         orientation=orientation(first),
         fps=fps or float(nominal or 0) or 1 / float((end - start) * time_base),
         nominal_fps=float(nominal or average or 0) or 1 / float((end - start) * time_base),
+        interlaced=first.interlaced_frame,
         bad=bad,
     )
 

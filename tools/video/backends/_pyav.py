@@ -72,7 +72,7 @@ def _borrowed(probe: Probe, threads: int) -> Iterator[Cursor]:
     key = (probe.stamp, probe.stream, threads)
     reader = cache.readers.take(key)
     if not isinstance(reader, Cursor):
-        reader = Cursor(probe.stamp.path, probe.stream, start=probe.start, threads=threads)
+        reader = Cursor(probe.stamp.path, probe.stream, start=probe.start, threads=threads, droppable=probe.droppable)
         cache.readers.watch(reader)
     try:
         yield reader

@@ -12,8 +12,10 @@ Invariants
 2. The same `t` gives the same frame whatever was asked before.
 3. A cursor belongs to one thread at a time and to the process that opened it.
 
-With several threads FFmpeg reports a bad packet late and PyAV drops the good frames of that call, so the first bad
-packet makes the cursor start again with one thread and stay there: damaged files cost more, and lose nothing.
+On the way to a target a picture that nothing refers to is not decoded when a later one up to the target has been met
+(H.264 with B-frames only). With several threads FFmpeg reports a bad packet late and PyAV drops the good frames of that
+call, so the first bad packet makes the cursor start again with one thread, decode everything and stay so: damaged files
+cost more, and lose nothing.
 """
 
 from __future__ import annotations
@@ -57,11 +59,16 @@ class Cursor:
     _current: VideoFrame | None  # the frame last answered with
     _ahead: VideoFrame | None  # the one after it, when it has been decoded
     _not_before: int | None  # PTS of the key packet landed on: what is shown earlier may lack its references
+    _target: int  # what is being looked for, ticks
+    _candidate: int | None  # the latest PTS up to the target among the packets since the last seek
+    _dropping: bool  # the decoder is leaving out pictures that no other refers to
     _fresh: bool  # nothing has been decoded or sought since the file was opened
     _frames: Iterator[VideoFrame]
 
-    def __init__(self, path: str, stream: int, *, start: int, threads: int) -> None:
+    def __init__(self, path: str, stream: int, *, start: int, threads: int, droppable: bool = False) -> None:
+        """Open `path`; `droppable` says that pictures which no other refers to may be left undecoded on the way."""
         self.path = path
+        self._droppable = droppable
         self.bad: set[int | None] = set()
         self._stream_index = stream
         self._start = start
@@ -86,7 +93,7 @@ class Cursor:
             try:
                 return self._at(target)
             except _Damaged:
-                self._threads = 1
+                self._threads, self._droppable = 1, False
                 self._rewind()
 
     def key_packet(self, stamp: int, *, by_dts: bool) -> Packet[VideoStream] | None:
@@ -134,6 +141,7 @@ class Cursor:
     # -- the loop ---------------------------------------------------------------------------------------------------
 
     def _at(self, target: int) -> tuple[VideoFrame, int | None]:
+        self._target = target
         if self._current is None or target < _pts(self._current) or self._jump_pays(_pts(self._current), target):
             self._land(target)
         if self._current is None:
@@ -195,14 +203,17 @@ class Cursor:
 
     def _reset(self) -> None:
         self._current = self._ahead = None
-        self._not_before = None
+        self._not_before = self._candidate = None
+        self._target = -(1 << 62)
+        self._dropping = False
         self._fresh = True
         self._frames = self._decode(self._packets())
 
     def _go(self, place: int) -> bool:
         """Seek to the key packet at or before `place`, or near it; nothing decoded so far is kept."""
         self._fresh = False
-        self._current = self._ahead = None
+        self._current = self._ahead = self._candidate = None
+        self._drop(False)
         try:
             self._container.seek(max(place, self._start), stream=self._stream, backward=True)
         except (av.error.FFmpegError, OverflowError):
@@ -265,6 +276,10 @@ class Cursor:
                 if not packet.is_keyframe:
                     continue
                 self._not_before = packet.pts
+            if self._droppable and packet.pts is not None:
+                self._drop(self._candidate is not None and packet.pts < self._candidate)
+                if packet.pts <= self._target:
+                    self._candidate = max(packet.pts, packet.pts if self._candidate is None else self._candidate)
             broken = packet.is_corrupt and not packet.is_keyframe  # flagged where a transport stream lost something
             if not broken:
                 try:
@@ -274,10 +289,16 @@ class Cursor:
                 except av.error.FFmpegError:
                     broken = True
             if broken:
-                if self._threads > 1:
+                if self._threads > 1 or self._droppable:
                     raise _Damaged
                 self.bad.add(packet.pos)
                 yield from self._finished()
+
+    def _drop(self, dropping: bool) -> None:
+        """Tell the decoder whether to leave out pictures that no other refers to, from the next packet on."""
+        if dropping != self._dropping:
+            self._stream.codec_context.skip_frame = "NONREF" if dropping else "DEFAULT"
+            self._dropping = dropping
 
     def _finished(self) -> list[VideoFrame]:
         """The frames the decoder holds back for their turn; it is then ready to start at a key packet."""
