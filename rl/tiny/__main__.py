@@ -60,7 +60,8 @@ class Run:
         sizes = {"scene": RECIPE.scenes, "drill": RECIPE.drills, "skim": RECIPE.skims}
         spare = RECIPE.held_out
         ranges = {sort: range(n, n + spare) if held_out else range(n) for sort, n in sizes.items()}
-        return Source(*(pool.load(files, sort, chosen) for sort, chosen in ranges.items()), 2 if held_out else 1)
+        items = {sort: pool.load(files, sort, chosen) for sort, chosen in ranges.items()}
+        return Source(items["scene"], items["drill"], items["skim"], 2 if held_out else 1)
 
     def vision(self) -> Path:
         """Stage 2: a checkpoint whose tower is trained."""

@@ -21,17 +21,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from closeup.agent.preset import OverviewRule, Preset, get_preset
 from closeup.rl.data.needle_draw import draw_frames
 from closeup.rl.data.needle_tasks import KINDS, Needle, ask, boxes_needed
-from closeup.rl.data.needle_world import SECONDS, SIDE, Scene, plan_scene
+from closeup.rl.data.needle_world import CELL, SECONDS, SIDE, Scene, plan_scene
 from closeup.rl.data.needles import encode
 from closeup.rl.tiny import vocabulary as v
 from closeup.rl.tiny.checkpoint import shape_of
-from closeup.rl.tiny.drills import LIGHT
 from closeup.rl.tiny.experts import label
 from closeup.rl.tiny.forward import as_pairs, encode_pairs, weights_of
 from closeup.rl.tiny.language import Stage, train_language
@@ -46,8 +46,9 @@ STUDY = 6  # labelled pairs per box, for training the tower at an arm's size
 
 @dataclass(frozen=True)
 class Arm:
-    """A way of looking once: `preset` says which frames, `size` their side in pixels."""
+    """A way of looking once: `preset` says which frames, `size` their side in pixels; `key` is a short name."""
 
+    key: str
     name: str
     preset: Preset
     size: int
@@ -56,13 +57,13 @@ class Arm:
 def arms(visual_tokens: int) -> tuple[Arm, ...]:
     """The overview alone, and uniform frames at three sizes, each with about `visual_tokens` visual tokens."""
     direct = get_preset("tiny-direct")
-    found = [Arm("overview only", direct, 28)]
+    found = [Arm("overview", "overview only", direct, 28)]
     for size in (28, 56, 112):
         pairs = max(1, round(visual_tokens / (size // 28) ** 2))
         rule = OverviewRule(fps=1000.0, max_frames=2 * pairs, pixels=size * size)
         name = f"uniform {2 * pairs} x {size}"
         preset = direct.model_copy(update={"name": name.replace(" ", "-"), "overview": rule})
-        found.append(Arm(name, preset, size))
+        found.append(Arm(f"uniform_{size}", name, preset, size))
     return tuple(found)
 
 
@@ -101,7 +102,7 @@ def look(index: int, chosen: tuple[Arm, ...]) -> list[Seen]:
 def look_all(count: int, chosen: tuple[Arm, ...], folder: Path, processes: int = 2) -> list[list[Seen]]:
     """`look` for the first `count` pool scenes, kept in `folder`; a list per arm."""
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"looks-{count}-{'-'.join(str(len(a.name)) + a.preset.name for a in chosen)}.pkl"
+    file = folder / f"looks-{count}-{'-'.join(arm.preset.name for arm in chosen)}.pkl"
     if not file.exists():
         with multiprocessing.get_context("spawn").Pool(processes) as workers:
             rows = workers.starmap(look, [(i, chosen) for i in range(count)], chunksize=8)
@@ -120,23 +121,16 @@ def _where(scene: Scene, seconds: float, size: int) -> tuple[int, int, int]:
     colour, digit, cell = shown_at(scene, seconds)
     if cell < 0:
         return colour, digit, -1
-    thing = next(b for b in (*scene.boxes, *scene.flashes) if shown_cell(b.x, b.y) == cell and _shows(b, colour))
-    return colour, digit, _cell(thing.x, thing.y, size)
-
-
-def shown_cell(x: int, y: int) -> int:
-    """The cell of a point among the sixteen of a full frame."""
-    return y // 28 * 4 + x // 28
-
-
-def _shows(thing: object, colour: int) -> bool:
-    return hasattr(thing, "slots") == (colour == LIGHT)
+    row, column = divmod(cell, SIDE // CELL)
+    return colour, digit, _cell(column * CELL, row * CELL, size)
 
 
 def study_batch(items: list[Seen], size: int, count: int, rng: np.random.Generator) -> Batch:
     """Labelled pairs at an arm's size: half of them boxes, half whatever the arm's own frames show."""
     tokens = (size // 28) ** 2
-    pairs, colours, digits = [], [], []
+    pairs: list[NDArray[np.uint8]] = []
+    colours: list[NDArray[np.int64]] = []
+    digits: list[NDArray[np.int64]] = []
     while len(pairs) < count:
         item = items[rng.integers(len(items))]
         if rng.random() < 0.7:
@@ -201,10 +195,10 @@ class Direct:
         return sample
 
 
-def direct_sample(tokenizer: object, item: Seen, features: NDArray[np.float32], size: int, needle: Needle) -> Sample:
+def direct_sample(tokenizer: Tokenizer, item: Seen, features: NDArray[np.float32], size: int, needle: Needle) -> Sample:
     """One question answered from the frames at hand."""
     scene = item.scene
-    w = Writer(tokenizer, features.shape[-1])  # type: ignore[arg-type]
+    w = Writer(tokenizer, features.shape[-1])
     w.add("<|im_start|>user\n")
     marks: dict[tuple[int, int], int] = {}
     for k, feature in enumerate(features):

@@ -89,23 +89,26 @@ class Source:
                 a, b = int(states[first]), int(states[first + gap])
                 if a and b and a != b:
                     continue
-                pairs.append(item.skim[[first, first + gap]])
+                pair = item.skim[[first, first + gap]]
+                pairs.append(pair if a or b else tinted(pair, self._rng))
                 labels.append([a or b])
         colours = np.array(labels[:count], dtype=np.int64)
         return Batch(np.stack(pairs[:count]), colours, np.full_like(colours, IGNORE))
 
     def quick(self, count: int) -> Batch:
         """Pairs at 28 x 28 from skim videos: every second one shows something in one frame only."""
-        pairs, labels = [], []
+        pairs: list[NDArray[np.uint8]] = []
+        labels: list[list[int]] = []
         while len(pairs) < count:
             item = self._skims[self._rng.integers(len(self._skims))]
             for _ in range(4):
                 gap = int(self._rng.choice([1, 2, 3, 5, 10]))
                 first = int(self._rng.integers(len(item.labels) - gap))
                 a, b = int(item.labels[first]), int(item.labels[first + gap])
-                if (a and b and a != b) or (a == b and self._rng.random() < 0.4):
+                if (a and b and a != b) or (a and a == b and self._rng.random() < 0.4):
                     continue
-                pairs.append(item.frames[[first, first + gap]])
+                pair = item.frames[[first, first + gap]]
+                pairs.append(pair if a or b else tinted(pair, self._rng))
                 labels.append([a or b])
         colours = np.array(labels[:count], dtype=np.int64)
         return Batch(np.stack(pairs[:count]), colours, np.full_like(colours, IGNORE))
@@ -153,6 +156,16 @@ class Source:
                 colours.append([item.colours[a, cell]])
                 digits.append([item.digits[a, cell]])
         return Batch(np.stack(pairs[:count]), np.array(colours[:count], int), np.array(digits[:count], int))
+
+
+def tinted(pair: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """An empty pair with its contrast and tint changed, three times in four: still dull, still nothing."""
+    if rng.random() < 0.25:
+        return pair
+    mean = pair.mean(axis=(0, 1, 2))
+    shift = rng.uniform(-30, 30) + rng.uniform(-14, 14, size=3)
+    changed: NDArray[np.uint8] = np.clip(mean + rng.uniform(0.6, 1.3) * (pair - mean) + shift, 0, 255).astype(np.uint8)
+    return changed
 
 
 def _zoom_batch(item: SceneItem) -> Batch:
