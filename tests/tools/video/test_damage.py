@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from closeup.tools.video import NoFrames, NotAVideo, Video, probe
+from closeup.tools.video import NoFrames, NotAVideo, Video, VideoError, probe
 
 Reader = Callable[[Any], int]
 GOP = 24  # of the plain file
@@ -111,3 +112,40 @@ def test_the_count_of_bad_packets_stays_with_the_file(barcode_mp4: Path, tmp_pat
         assert video.frames([3.0]).bad_packets == first, "a frame from the cache does not hide the damage"
     with Video(path) as again:
         assert again.frames([3.0]).bad_packets == first
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
+def test_random_damage_gives_frames_or_a_typed_error(suffix: str, barcode_mp4: Path, tmp_path: Path) -> None:
+    whole = remux(barcode_mp4, tmp_path / f"whole{suffix}").read_bytes()
+    order = random.Random(suffix)
+    outcomes = set()
+    for case in range(25):
+        data = bytearray(whole)
+        first = order.randrange(len(data))
+        last = min(len(data), first + order.randrange(1, 5000))
+        kind = order.choice(["flip", "cut", "hole", "head", "insert"])
+        if kind == "flip":
+            for _ in range(20):
+                data[order.randrange(len(data))] ^= 1 << order.randrange(8)
+        elif kind == "cut":
+            data = data[:first]
+        elif kind == "hole":
+            data[first:last] = order.randbytes(last - first)
+        elif kind == "head":
+            for _ in range(4):
+                data[order.randrange(1500)] = order.randrange(256)
+        else:
+            data[first:first] = order.randbytes(300)
+        path = tmp_path / f"case{case}{suffix}"
+        path.write_bytes(data or b"\0")
+        try:
+            with Video(path) as video:
+                times = [order.uniform(-1, video.duration + 1) for _ in range(6)]
+                for mode in ("exact", "keyframe"):
+                    got = video.frames(times, (24, 48), mode=mode)  # type: ignore[arg-type]
+                    first_shown = probe(path).seconds(probe(path).first)
+                    assert (got.times <= np.maximum(times, first_shown) + 1e-6).all(), f"{kind}, case {case}"
+            outcomes.add("frames")
+        except VideoError:
+            outcomes.add("error")
+    assert "frames" in outcomes
