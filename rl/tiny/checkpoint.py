@@ -143,17 +143,22 @@ def new_model(seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
     return model
 
 
-def save_checkpoint(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> None:
-    """Write the whole checkpoint folder, weights in float32."""
+def save_checkpoint(
+    model: Qwen2_5_VLForConditionalGeneration, folder: Path, *, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write the whole checkpoint folder, weights in `dtype` (float32 while training goes on, bfloat16 to publish)."""
     folder.mkdir(parents=True, exist_ok=True)
+    for config in (model.config, model.config.text_config, model.config.vision_config):
+        config.dtype = dtype
     model.config.save_pretrained(folder)
     state = {
-        name: value.detach().float().contiguous()
+        name: value.detach().to(dtype).contiguous()
         for name, value in model.named_parameters()
         if name != "lm_head.weight"
     }
     state = {_published_name(name): value for name, value in state.items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
     v.save_tokenizer(folder)
     for name, content in _processor_files().items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
