@@ -79,11 +79,15 @@ def ask_colour(scene: Scene, box: Box, rng: np.random.Generator) -> Needle:
 
 
 def ask_when(scene: Scene, box: Box) -> Needle:
-    """When does this box appear? The letter is the box's own `step`, which was drawn uniformly."""
+    """When does this box appear? The letter is the box's own `step`, which was drawn uniformly.
+
+    The evidence begins one option earlier: that the box was not there yet belongs to the proof.
+    """
     times = [box.before + k * scene.spacing / 10 for k in range(1, 5)]
     options = tuple(f"{time:.1f} s" for time in times)
     question = f"When does the {box.colour} box appear?"
-    return Needle("when", question, options, options[box.step - 1], ((box.start, box.end),))
+    evidence = ((round(box.start - scene.spacing / 10, 1), box.end),)
+    return Needle("when", question, options, options[box.step - 1], evidence)
 
 
 def ask_count(window: FlashWindow, rng: np.random.Generator) -> Needle:

@@ -234,7 +234,7 @@ def direct_sample(tokenizer: Tokenizer, item: Seen, features: NDArray[np.float32
 
     key = 0
     if needle.kind in ("digit", "colour"):
-        box = next(b for b in scene.boxes if (b.start, b.end) == (start, end))
+        box = next(b for b in scene.boxes if b.end == end)
         w.add("I see ", 1.0)
         w.add("an " if box.colour[0] in "aeiou" else "a ", VARYING)
         key = colour = learn(box.colour, 4)

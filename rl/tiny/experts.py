@@ -152,7 +152,7 @@ def expert_sample(scene: Scene, needle: Needle, tokenizer: Tokenizer) -> Sample:
     if needle.kind == "count":
         subject = next(i for i, w in enumerate(scene.flashes) if (w.start, w.end) == needle.evidence[0])
     else:
-        subject = next(i for i, b in enumerate(scene.boxes) if (b.start, b.end) == needle.evidence[0])
+        subject = next(i for i, b in enumerate(scene.boxes) if b.end == needle.evidence[0][1])
     rng, never = np.random.default_rng(0), Mix(wrong=0.0, forced=0.0, late=0.0, refused=0.0, misread=0.0)
     return _Episode(tokenizer, timeline_of(scene), rng, never, (subject, needle)).play(needle.kind)
 
