@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 from pathlib import Path
@@ -11,7 +12,8 @@ TARGETS = {"help", "ask", "test", "test-slow", "setup", "check", "lint", "types"
 
 
 def make(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["make", *arguments], cwd=root, capture_output=True, text=True, timeout=60)
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # as if not below make
+    done = subprocess.run(["make", *arguments], cwd=root, capture_output=True, text=True, timeout=60, env=outside)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
