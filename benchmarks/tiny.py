@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import _report
+import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from closeup.agent.models.load import find_checkpoint
@@ -62,7 +63,9 @@ def baselines(tasks: Path, work: Path, visual_tokens: int, only: str) -> dict[st
         if not file.exists():
             began = time.process_time()
             items = look_all(POOL, chosen, work)[n]
-            model = Qwen2_5_VLForConditionalGeneration.from_pretrained(find_checkpoint("tiny").path)
+            model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+                find_checkpoint("tiny").path, dtype=torch.float32
+            )
             read = train_arm(model, items, arm, held_out=HELD_OUT, tower=TOWER_STEPS, steps=STEPS)
             save_checkpoint(model, work / arm.preset.name)
             result = measure(str(work / arm.preset.name), arm.preset, tasks, work / f"run-{arm.preset.name}")

@@ -33,7 +33,7 @@ from closeup.rl.tiny import pool
 from closeup.rl.tiny.checkpoint import new_model, save_checkpoint, shape_of
 from closeup.rl.tiny.forward import weights_of
 from closeup.rl.tiny.language import Drawer, Stage, train_language
-from closeup.rl.tiny.recipe import EPISODES, RECIPE, SKILLS
+from closeup.rl.tiny.recipe import RECIPE, Recipe
 from closeup.rl.tiny.units import SceneUnits, extract
 from closeup.rl.tiny.vision import Source, train_vision
 
@@ -44,21 +44,25 @@ BUNDLED = Path(__file__).resolve().parents[2] / "agent" / "models"
 class Run:
     """One training run in a work folder."""
 
-    def __init__(self, work: Path, seed: int) -> None:
-        self.work, self.seed = work, seed
+    def __init__(self, work: Path, seed: int, recipe: Recipe = RECIPE) -> None:
+        self.work, self.seed, self.recipe = work, seed, recipe
         work.mkdir(parents=True, exist_ok=True)
 
     def pool(self) -> Path:
         """Stage 1: the folder of pool files."""
         folder = self.work / "pool"
-        spare = RECIPE.held_out
-        pool.build(folder, scenes=RECIPE.scenes + spare, drills=RECIPE.drills + spare, skims=RECIPE.skims + spare)
+        spare = self.recipe.held_out
+        pool.build(
+            folder,
+            scenes=self.recipe.scenes + spare,
+            drills=self.recipe.drills + spare,
+            skims=self.recipe.skims + spare,
+        )
         return folder
 
-    @staticmethod
-    def _source(files: Path, *, held_out: bool) -> Source:
-        sizes = {"scene": RECIPE.scenes, "drill": RECIPE.drills, "skim": RECIPE.skims}
-        spare = RECIPE.held_out
+    def _source(self, files: Path, *, held_out: bool) -> Source:
+        sizes = {"scene": self.recipe.scenes, "drill": self.recipe.drills, "skim": self.recipe.skims}
+        spare = self.recipe.held_out
         ranges = {sort: range(n, n + spare) if held_out else range(n) for sort, n in sizes.items()}
         items = {sort: pool.load(files, sort, chosen) for sort, chosen in ranges.items()}
         return Source(items["scene"], items["drill"], items["skim"], 2 if held_out else 1)
@@ -70,7 +74,7 @@ class Run:
             files = self.pool()
             train, test = (self._source(files, held_out=held_out) for held_out in (False, True))
             model = new_model(self.seed)
-            found = train_vision(model, train, test, steps=RECIPE.vision_steps)
+            found = train_vision(model, train, test, steps=self.recipe.vision_steps)
             log.info("vision, held out: %s", {key: round(value, 3) for key, value in found.items()})
             save_checkpoint(model, folder)
         return folder
@@ -81,7 +85,7 @@ class Run:
         if not file.exists():
             model = _load(self.vision())
             shape, weights = shape_of(model.config), weights_of(model)
-            items = (pool.load(self.work / "pool", "scene", [i])[0] for i in range(RECIPE.scenes))
+            items = (pool.load(self.work / "pool", "scene", [i])[0] for i in range(self.recipe.scenes))
             found = [extract(item, weights, shape) for item in items]
             file.with_suffix(".part").write_bytes(pickle.dumps(found, protocol=5))
             file.with_suffix(".part").replace(file)
@@ -92,7 +96,7 @@ class Run:
         """Stages 4 and 5: the final checkpoint, with snapshots beside it."""
         final = self.work / "episodes"
         start = self.vision()
-        for stage, folder in ((SKILLS, self.work / "skills"), (EPISODES, final)):
+        for stage, folder in ((self.recipe.skills, self.work / "skills"), (self.recipe.episodes, final)):
             if not _complete(folder):
                 self._stage(stage, start, folder)
             start = folder
@@ -104,7 +108,7 @@ class Run:
         torch.manual_seed(self.seed)
 
         def snapshot(step: int) -> None:
-            if step % RECIPE.snapshot_every == 0:
+            if step % self.recipe.snapshot_every == 0:
                 save_checkpoint(model, self.work / "snapshots" / f"{stage.name}-{step:04d}")
 
         train_language(model, stage, Drawer(self.units(), stage), seed=self.seed + 11, each=snapshot)
@@ -116,7 +120,9 @@ class Run:
         if not _complete(folder):
             scored = {}
             for snapshot in sorted((self.work / "snapshots").iterdir()):
-                scored[snapshot] = self.score(snapshot, RECIPE.development_seed, 96)["accuracy"]
+                scored[snapshot] = self.score(snapshot, self.recipe.development_seed, self.recipe.development_tasks)[
+                    "accuracy"
+                ]
                 log.info("snapshot %s: %.3f", snapshot.name, scored[snapshot])
                 if scored[snapshot] > 0.75:
                     break
@@ -128,7 +134,7 @@ class Run:
         """Accuracy on `count` generated tasks of `seed`, overall and per kind, by real episodes."""
         folder = self.work / f"tasks-{seed}"
         if not (folder / "tasks.jsonl").exists():
-            write(max(count, 96), seed, folder)
+            write(count, seed, folder)
         tasks = list(load_tasks(folder / "tasks.jsonl"))[:count]
         policy = TransformersPolicy(str(checkpoint))
         _, trajectories = evaluate(tasks, policy, get_preset("tiny"), batch=32)
@@ -137,6 +143,29 @@ class Run:
             for key in ("accuracy", trajectory.task.kind):
                 right.setdefault(key, []).append(bool(trajectory.outcome.correct))
         return {key: sum(values) / len(values) for key, values in right.items()}
+
+    def finish(self) -> tuple[Path, Path]:
+        """Everything: the final and the half-trained checkpoint, evaluated.
+
+        Raises:
+            SystemExit: the final model is not good enough to be put in place.
+        """
+        began, recipe = time.time(), self.recipe
+        final, half = self.language(), self.half()
+        scores = {
+            name: self.score(folder, recipe.test_seed, recipe.test_tasks)
+            for name, folder in (("closeup-tiny", final), ("tiny-half", half))
+        }
+        result = {**scores, "tasks": recipe.test_tasks, "seconds": round(time.time() - began)}
+        (self.work / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        log.info("evaluation: %s", json.dumps(result))
+        reached = scores["closeup-tiny"]["accuracy"]
+        if reached < recipe.accept:
+            raise SystemExit(
+                f"the new model answers {reached:.1%} of unseen tasks, less than {recipe.accept:.0%}; "
+                f"nothing was put in place. Its checkpoint is {final}."
+            )
+        return final, half
 
 
 def main() -> None:
@@ -149,26 +178,11 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    began = time.time()
     run = Run(options.work, options.seed)
-    final = run.language()
-    half = run.half()
-    scores = {
-        name: run.score(folder, RECIPE.test_seed, RECIPE.test_tasks)
-        for name, folder in (("closeup-tiny", final), ("tiny-half", half))
-    }
-    result = {**scores, "tasks": RECIPE.test_tasks, "seconds": round(time.time() - began)}
-    (options.work / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    log.info("evaluation: %s", json.dumps(result))
-    reached = scores["closeup-tiny"]["accuracy"]
-    if reached < RECIPE.accept:
-        raise SystemExit(
-            f"the new model answers {reached:.1%} of unseen tasks, less than {RECIPE.accept:.0%}; "
-            f"nothing was put in place. Its checkpoint is {final}."
-        )
+    final, half = run.finish()
     target = BUNDLED if options.install else options.out or options.work / "out"
     for name, folder in (("closeup-tiny", final), ("tiny-half", half)):
-        shutil.copytree(folder, target / name, dirs_exist_ok=True)
+        save_checkpoint(_load(folder), target / name, dtype=torch.bfloat16)
     log.info("checkpoints are in %s", target)
 
 
@@ -177,7 +191,7 @@ def _complete(folder: Path) -> bool:
 
 
 def _load(folder: Path) -> Qwen2_5_VLForConditionalGeneration:
-    return Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
 
 
 if __name__ == "__main__":
