@@ -32,11 +32,11 @@ from closeup.rl.data.needle_world import CELL, SECONDS, SIDE, Scene, plan_scene
 from closeup.rl.data.needles import encode
 from closeup.rl.tiny import vocabulary as v
 from closeup.rl.tiny.checkpoint import shape_of
-from closeup.rl.tiny.experts import label
 from closeup.rl.tiny.forward import as_pairs, encode_pairs, weights_of
 from closeup.rl.tiny.language import Stage, train_language
 from closeup.rl.tiny.pool import SCENE_SEED
 from closeup.rl.tiny.samples import VARYING, Sample, Writer
+from closeup.rl.tiny.timeline import label
 from closeup.rl.tiny.vision import IGNORE, Batch, Probe, losses, shown_at
 from closeup.tools.video import Video
 
