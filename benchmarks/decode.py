@@ -208,12 +208,14 @@ def main() -> None:
     work = tasks(options.seed, options.quick)
     runs: Runs = {}
     shuffle = random.Random(options.seed)
-    for _ in range(options.repeat):
+    for done in range(1, options.repeat + 1):
         for name, task in work.items():
             arms = [arm for arm in ARMS if available(arm, name, task)]
             for arm in shuffle.sample(arms, len(arms)):
-                runs.setdefault((name, arm), []).append(in_child(arm, hours[task["gop"]], task, options.threads))
-    report(options, work, runs)
+                measured = in_child(arm, hours[task["gop"]], task, options.threads)
+                runs.setdefault((name, arm), []).append(measured)
+                sys.stderr.write(f"{done}/{options.repeat} {name}, {arm}: {measured['cpu_s']:.2f} CPU s\n")
+        report(options, work, runs)  # after each repetition, so that an interrupted run is not lost
 
 
 def report(
