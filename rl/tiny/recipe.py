@@ -36,7 +36,7 @@ class Recipe:
 
     scenes: int = 600
     drills: int = 400
-    skims: int = 1200
+    skims: int = 2400
     held_out: int = 40
     vision_steps: int = 3000
     skills: Stage = SKILLS

@@ -258,7 +258,7 @@ def train_vision(
             mix = [("cell", source.cells(384)), ("quick", source.quick(128))]
         else:
             mix = [("cell", source.cells(128)), ("drill", source.drill(24)), ("zoom", source.zoom(20))]
-            mix += [("skim", source.skim(128)), ("quick", source.quick(256))]
+            mix += [("skim", source.skim(128)), ("quick", source.quick(448))]
         total, known = torch.zeros(()), sum(int((batch.digits >= 0).sum()) for _, batch in mix)
         for name, batch in mix:
             colour, digit, right, read = losses(weights, shape, probe, batch)
