@@ -90,7 +90,7 @@ def _run(
         cost = sum((session.cost(clip) for clip in result.clips), Cost())
     except ToolError as error:
         return outcome, str(error), NOTHING
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a tool that calls sys.exit() must not end the run
         raise EpisodeError(session.episode_id, error, doing=f"tool {tool.name}") from error
     refusal = session.meter.refusal(cost) if result.clips else ""
     return ("refused", refusal, NOTHING) if refusal else ("ok", "", result)

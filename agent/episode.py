@@ -211,6 +211,9 @@ def _environment(
             raise ValueError("rewards belong to the environment: give them to it, not to run_episodes")
         return environment, sampling or Sampling()
     chosen = preset
+    if policy.max_context is not None and policy.max_context < preset.budget.max_context_tokens:
+        budget = preset.budget.model_copy(update={"max_context_tokens": policy.max_context})
+        chosen = preset.model_copy(update={"budget": budget})  # so that an answer is forced before the model is full
     tools = tuple(registered_tools(chosen.tools).values())  # once, not per episode: plugins are looked up on disk
     drawn = sampling or Sampling(temperature=chosen.temperature, max_new_tokens=chosen.budget.max_new_tokens)
 

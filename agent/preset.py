@@ -115,8 +115,8 @@ def get_preset(name: str) -> Preset:
     if name.endswith(".json"):
         try:
             return Preset.model_validate_json(Path(name).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise PresetError(f"cannot read the preset file {name}: {error.strerror}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise PresetError(f"cannot read the preset file {name}: {error}") from None
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(p) for p in first["loc"])

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from closeup.agent.contract import Environment, Observation, StepResult
 from closeup.agent.environment import VideoQAEnv
 from closeup.agent.geometry import VisionGeometry
@@ -88,20 +86,24 @@ def replay(
     start = trajectory.start
     task = trajectory.task.model_copy(update={"videos": _paths(trajectory, videos or {})})
     try:
-        observation = env.reset(
-            task,
-            seen_clips=start.seen_clips,
-            history=start.history,
-            assistant_prefix=start.assistant_prefix,
-            seed=trajectory.settings.get("seed"),
-            episode_id=trajectory.id,
-        )
+        try:
+            observation = env.reset(
+                task,
+                seen_clips=start.seen_clips,
+                history=start.history,
+                assistant_prefix=start.assistant_prefix,
+                seed=trajectory.settings.get("seed"),
+                episode_id=trajectory.id,
+            )
+        except ValueError as error:
+            raise ReplayError(f"trajectory {trajectory.id!r} cannot be started again: {error}") from None
         _compare(found, None, "videos", sorted(trajectory.videos), sorted(observation.videos))
         _compare(found, None, "settings", _shape(trajectory.settings), _shape(env.settings()))
         done = _steps(trajectory, env, observation, found)
     finally:
         env.close()
-    now, recorded = versions(), trajectory.settings.get("versions", {})
+    now, recorded = versions(), trajectory.settings.get("versions")
+    recorded = recorded if isinstance(recorded, Mapping) else {}
     changed = {name: (str(old), now.get(name, "unknown")) for name, old in recorded.items() if old != now.get(name)}
     return ReplayReport(trajectory.id, done, tuple(found), changed)
 
@@ -205,7 +207,8 @@ def _environment(trajectory: Trajectory, rewards: Mapping[str, RewardFn], found:
         streams = tuple(settings.get("rewards", ()))
         backend = str(settings.get("video_backend", "pyav"))
         tools = tuple(registered_tools(settings.get("tools", preset.tools)).values())
-    except (KeyError, ValidationError, UnknownTool) as error:
+        VideoQAEnv(preset, tools=tools, geometry=geometry, video_backend=backend).close()
+    except (KeyError, TypeError, ValueError, UnknownTool) as error:  # pydantic's ValidationError is a ValueError
         raise ReplayError(
             f"trajectory {trajectory.id!r} cannot be set up again from its settings ({error});"
             " give the environment it came from to replay(..., environment=…)"

@@ -106,6 +106,10 @@ def task_from_row(row: dict[str, Any], *, folder: Path, default_id: str) -> Task
     if fields.get("audio"):
         fields["audio"] = str(folder / fields["audio"])
     fields["id"] = str(fields.get("id", default_id))
+    if isinstance(fields.get("subtitles"), str):
+        from closeup.agent.subtitles import read_subtitles
+
+        fields["subtitles"] = [cue.model_dump() for cue in read_subtitles(folder / fields["subtitles"])]
     if "answer_kind" not in fields and not fields.get("options"):
         fields["answer_kind"] = "text"
     try:

@@ -227,7 +227,11 @@ def read_trajectories(path: Path) -> Iterator[Trajectory]:
             try:
                 row = json.loads(line)
                 version = row.get("version") if isinstance(row, dict) else None
-                if isinstance(version, int) and version > VERSION:
+                if not isinstance(version, int) or version < 1:
+                    raise TrajectoryError(
+                        f"{path}, line {number}: not a trajectory: its version is {version!r}, not a whole number"
+                    )
+                if version > VERSION:
                     raise TrajectoryError(
                         f"{path}, line {number}: written in format {version}, and this closeup reads up to {VERSION};"
                         " upgrade closeup"
@@ -237,5 +241,7 @@ def read_trajectories(path: Path) -> Iterator[Trajectory]:
                 first = error.errors()[0]
                 where = ".".join(str(p) for p in first["loc"])
                 raise TrajectoryError(f"{path}, line {number}: not a trajectory: {where}: {first['msg']}") from None
-            except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            except TrajectoryError:
+                raise
+            except (ValueError, RecursionError) as error:  # broken JSON or text, an integer of thousands of digits
                 raise TrajectoryError(f"{path}, line {number}: not JSON ({error})") from None

@@ -49,7 +49,7 @@ def run(options: AskOptions) -> int:
     preset = choose_preset(
         options.model, options.preset, Overrides(options.max_steps, options.tools, options.temperature)
     )
-    _check_save(options.save)
+    _check_save(options.save, options.video, options.subtitles)
     if options.model in BUNDLED:
         _warn_outside_world(options.video)
     trajectory = _episode(task, options, preset)
@@ -81,6 +81,10 @@ def _task(options: AskOptions) -> Task:
 
     from closeup.agent.task import Cue, Task
 
+    try:
+        str(options.video).encode()
+    except UnicodeEncodeError:
+        raise BadInput(f"the name {str(options.video)!r} is not valid text (UTF-8); rename the file") from None
     if not options.question.strip():
         raise BadInput('the question is empty; ask one, e.g. closeup ask film.mp4 "When does she open the letter?"')
     if len(options.question) > MAX_QUESTION:
@@ -109,9 +113,13 @@ def _task(options: AskOptions) -> Task:
         raise BadInput(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from None
 
 
-def _check_save(path: Path | None) -> None:
+def _check_save(path: Path | None, *inputs: Path | None) -> None:
     if path is None:
         return
+    if path.is_file() and path.stat().st_size and path.open("rb").read(1) != b"{":
+        raise BadInput(f"--save appends to trajectory files (JSON Lines), and {path} is another kind of file")
+    if any(given is not None and path.exists() and path.samefile(given) for given in inputs):
+        raise BadInput(f"--save {path} is one of the files the question is about; give another file")
     if path.is_dir():
         raise BadInput(f"--save takes a file, {path} is a folder; give e.g. {path / 'trajectories.jsonl'}")
     try:

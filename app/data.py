@@ -26,7 +26,10 @@ def make_needles(count: int, seed: int, out: Path, seconds: str) -> int:
     from closeup.rl.data.needles import write
 
     with bar("needles", count) as advance:
-        path = write(count, seed, out, (shortest, longest), progress=advance)
+        try:
+            path = write(count, seed, out, (shortest, longest), progress=advance)
+        except OSError as error:
+            raise BadInput(f"cannot write to {out}: {error}; give another folder to --out") from None
     sys.stdout.write(f"{path}\n")
     return 0
 

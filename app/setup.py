@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from closeup.agent.environment import VideoQAEnv
 from closeup.agent.models.load import default_preset
 from closeup.agent.preset import Preset, get_preset
 from closeup.app.errors import BadInput
@@ -39,6 +40,10 @@ def choose_preset(model: str, name: str | None, overrides: Overrides) -> Preset:
         preset = preset.model_copy(update={"temperature": overrides.temperature})
     if overrides.tools is not None:
         preset = preset.model_copy(update={"tools": _tool_names(overrides.tools)})
+    try:
+        VideoQAEnv(preset).close()  # an unknown dialect, prompt set or tool shows here, before a model is loaded
+    except ValueError as error:
+        raise BadInput(f"the preset {preset.name!r} cannot be used: {error}") from None
     return preset
 
 

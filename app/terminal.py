@@ -26,11 +26,18 @@ SMALL, LARGE = (14, 6), (24, 11)
 INDENT = "   "
 
 
+class _Console(Console):
+    """A console whose reader may go away (`closeup ask … | head`), which is no failure of this program."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 class View:
     """Draws the events of one episode; call it with each of them, in order."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(file=sys.stdout, highlight=False, soft_wrap=False)
+        self.console = console or _Console(file=sys.stdout, highlight=False, soft_wrap=False)
         self._pictures = self.console.is_terminal and self.console.color_system is not None
         self._videos: Mapping[str, VideoRecord] = {}
         self._task: Task | None = None

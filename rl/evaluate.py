@@ -2,7 +2,8 @@
 
 Invariants
 1. A run's folder holds one run: its `run.json` names model, preset, seed and task file, and another run is refused.
-2. A task with a line in `trajectories.jsonl` is done; a half-written last line (a killed run) is dropped and run again.
+2. A task with a line in `trajectories.jsonl` is done, unless it failed: failed ones run again, and the last line of a
+   task counts. A half-written last line (a killed run) is dropped.
 3. The figures come from the recorded trajectories alone (`closeup.rl.statistics`).
 """
 
@@ -53,7 +54,7 @@ def evaluate(
     done: dict[str, Trajectory] = {}
     if out is not None:
         _open_run(out, _fingerprint(tasks, policy, preset, seed, temperature))
-        done = {t.task.id: t for t in _recorded(out / "trajectories.jsonl")}
+        done = {t.task.id: t for t in _recorded(out / "trajectories.jsonl") if not t.outcome.failed}
     waiting = [task for task in tasks if task.id not in done]
     sampling = Sampling(
         temperature=preset.temperature if temperature is None else temperature,

@@ -92,10 +92,14 @@ class Completion:
 
 
 class Policy(ABC):
-    """Writes assistant messages. `name` and `geometry` are recorded with every trajectory."""
+    """Writes assistant messages. `name` and `geometry` are recorded with every trajectory.
+
+    `max_context` is the most tokens a context may have, or None when the policy knows no limit.
+    """
 
     name: str = "policy"
     geometry: VisionGeometry = VisionGeometry()
+    max_context: int | None = None
 
     @abstractmethod
     def generate(

@@ -126,15 +126,29 @@ class TransformersPolicy(Policy):
         if len({request.episode_id for request in requests}) != len(requests):
             raise ValueError("two requests of one call have the same episode_id; an episode has one turn at a time")
         done: list[Completion] = []
-        with (
-            self._lock,
-            torch.inference_mode(),
-            attention_of_rows(self.adapter.text_config),
-            _threads(1 if self._one_thread else None),
-        ):
-            for begin in range(0, len(requests), self._max_batch):
-                done += self._generate(requests[begin : begin + self._max_batch], on_token, cancel)
+        with self._alone(cancel) as ours:
+            if not ours:
+                return [Completion(text=request.assistant_prefix, finish="cancelled") for request in requests]
+            with (
+                torch.inference_mode(),
+                attention_of_rows(self.adapter.text_config),
+                _threads(1 if self._one_thread else None),
+            ):
+                for begin in range(0, len(requests), self._max_batch):
+                    done += self._generate(requests[begin : begin + self._max_batch], on_token, cancel)
         return done
+
+    @contextmanager
+    def _alone(self, cancel: threading.Event | None) -> Iterator[bool]:
+        """Hold the model; gives False, without it, when `cancel` is set while another call has it."""
+        while not self._lock.acquire(timeout=0.02):
+            if cancel is not None and cancel.is_set():
+                yield False
+                return
+        try:
+            yield True
+        finally:
+            self._lock.release()
 
     def forget(self, episode_id: str) -> None:
         self._book.forget(episode_id)  # at once, also while another thread generates

@@ -52,7 +52,7 @@ def test_a_step_without_ids_is_named() -> None:
     [
         ("nonsense", "line 2: not JSON"),
         ("[1]", "line 2: not a trajectory"),
-        ('{"id": "t"}', "line 2: not a trajectory: task"),
+        ('{"id": "t"}', "line 2: not a trajectory: its version"),
         (json.dumps({"version": VERSION + 1, "id": "t"}), f"format {VERSION + 1}.*up to {VERSION}"),
     ],
 )

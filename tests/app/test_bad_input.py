@@ -113,6 +113,41 @@ def test_a_place_that_cannot_be_saved_to(cli, film: Path, tmp_path: Path) -> Non
     refused(cli("ask", film, QUESTION, "--preset", "tiny", "--save", tmp_path), "folder")
 
 
+def test_what_is_saved_never_lands_in_another_kind_of_file(  # type: ignore[no-untyped-def]
+    cli, film: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "film.mp4"
+    copy.write_bytes(film.read_bytes())
+    refused(cli("ask", copy, QUESTION, "--preset", "tiny", "--save", copy), "film.mp4")
+    assert copy.read_bytes() == film.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("preset", "word"),
+    [
+        ('{"name": "x", "dialect": "nope"}', "hermes"),
+        ('{"name": "x", "prompts": "../default"}', "prompt set"),
+        ('{"name": "x", "tools": ["zoom_clip"]}', "answer"),
+        ('{"name": "x", "tools": ["zoom", "answer"]}', "zoom_clip"),
+        ('{"name": "x", "budget": {"max_steps": 0}}', "max_steps"),
+        ("\xff", "x.json"),
+    ],
+)
+def test_presets_that_cannot_be_used(  # type: ignore[no-untyped-def]
+    cli, film: Path, tmp_path: Path, preset: str, word: str
+) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(preset, encoding="latin-1")
+    refused(cli("ask", film, QUESTION, "--preset", path), word)
+
+
+def test_names_that_are_no_text_and_homes_of_nobody(cli, film: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.mp4"))
+    odd.write_bytes(film.read_bytes())
+    refused(cli("ask", odd, QUESTION, "--preset", "tiny"), "UTF-8")
+    refused(cli("ask", "~nobody-of-this-name/film.mp4", QUESTION))
+
+
 def test_task_files(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     refused(cli("eval", tmp_path / "nope.jsonl"), "nope.jsonl", "closeup data needles")
     broken = tmp_path / "broken.jsonl"
@@ -130,8 +165,9 @@ def test_trajectory_files(cli, tmp_path: Path) -> None:  # type: ignore[no-untyp
     broken = tmp_path / "broken.jsonl"
     broken.write_text("{}\n")
     refused(cli("replay", broken), "line 1")
-    broken.write_text('{"version": 99}\n')
-    refused(cli("replay", broken), "99")
+    for version in ("99", "-3", '"1"', "9" * 5000):
+        broken.write_text(f'{{"version": {version}}}\n')
+        refused(cli("replay", broken), "line 1")
 
 
 def test_needles_that_cannot_be_made(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -19,6 +19,26 @@ ZOOM = '<tool_call>\n{"name": "zoom_clip", "arguments": {"start": 18, "end": 21}
 ANSWER = '<tool_call>\n{"name": "answer", "arguments": {"choice": "C"}}\n</tool_call>'
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"preset": {"name": "x", "dialect": "nope"}},
+        {"preset": {"name": "x", "prompts": "nope"}},
+        {"tools": 5},
+        {"video_backend": "nope"},
+        {"rewards": 3},
+        {"versions": 3},
+    ],
+)
+def test_a_trajectory_with_odd_settings_is_no_crash(  # type: ignore[no-untyped-def]
+    cli, recorded: Path, settings: dict[str, object]
+) -> None:
+    (trajectory,) = read_trajectories(recorded)
+    write_trajectories(recorded, [trajectory.model_copy(update={"settings": {**trajectory.settings, **settings}})])
+    ran = cli("replay", recorded)
+    assert ran.code in (0, 1) and "Traceback" not in ran.err and "internal error" not in ran.err
+
+
 @pytest.fixture
 def recorded(examples: Path, tmp_path: Path) -> Path:
     (task, *_) = load_tasks(examples / "tasks.jsonl")
@@ -127,5 +147,19 @@ def test_eval_goes_on_where_it_was_stopped(  # type: ignore[no-untyped-def]
     again = json.loads(cli(*args).out)
     assert len(asked) == 2
     assert again["overall"] == summary["overall"]
+    moved = (out / "trajectories.jsonl").read_text().splitlines(keepends=True)
+    broken = json.loads(moved[0])
+    broken["outcome"] |= {
+        "failed": True,
+        "terminated": False,
+        "correct": None,
+        "answer": None,
+        "reason": "out of memory",
+    }
+    (out / "trajectories.jsonl").write_text(json.dumps(broken) + "\n" + "".join(moved[1:]))
+    asked.clear()
+    assert json.loads(cli(*args).out)["overall"] == summary["overall"]
+    assert len(asked) == 1  # a failed episode is tried again, and its last line counts
+    assert json.loads(cli(*args).out)["overall"] == summary["overall"]
     refused = cli(*args, "--seed", "5")
     assert refused.code == 2 and "another run (other seed)" in refused.err

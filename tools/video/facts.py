@@ -18,6 +18,8 @@ from fractions import Fraction
 from closeup.tools.video.localfile import FileStamp
 from closeup.tools.video.orientation import Orientation
 
+FOREVER = 1e12  # seconds; times beyond it count as this far, so that ticks stay whole numbers
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -72,6 +74,6 @@ class Probe:
 
     def ticks(self, seconds: float) -> int:
         """The last tick at or before `seconds` from time zero, with room for a float's rounding."""
-        position = seconds / float(self.time_base)
+        position = min(max(seconds, -FOREVER), FOREVER) / float(self.time_base)
         slack = 1e-6 + abs(position) * 4e-16
         return self.start + int((position + slack) // 1)

@@ -50,8 +50,8 @@ def stamp(path: str | os.PathLike[str]) -> FileStamp:
     text = os.fsdecode(path)
     if "\0" in text:
         raise NotAFile("a path cannot contain a zero byte; give the path of a local video file")
-    place = Path(text).expanduser()
     try:
+        place = Path(text).expanduser()
         found = place.stat()
     except (FileNotFoundError, NotADirectoryError):
         if _ADDRESS.match(text) or _PROTOCOL.match(text):
@@ -59,6 +59,8 @@ def stamp(path: str | os.PathLike[str]) -> FileStamp:
         raise VideoNotFound(
             f"there is no file at {text!r}; check the path (relative paths start at {Path.cwd()})"
         ) from None
+    except RuntimeError as error:  # "~name" of a user that does not exist
+        raise VideoNotFound(f"there is no file at {text!r}: {error}") from None
     except OSError as error:
         raise VideoError(f"{text!r} cannot be looked at: {error.strerror}") from None
     kind = _kind(found.st_mode)

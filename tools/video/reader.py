@@ -29,6 +29,7 @@ from closeup.tools.video.index import StreamIndex
 from closeup.tools.video.localfile import stamp, verify
 from closeup.tools.video.overlay import draw
 
+MAX_THREADS = 64
 MAX_RESULT_BYTES = 16 << 30  # a request for more pixels than this is a mistake
 
 
@@ -51,8 +52,8 @@ class Video:
         Raises:
             VideoError: one of its sub-classes says what is wrong with the file or the backend.
         """
-        if threads < 1:
-            raise ValueError(f"threads must be at least 1, got {threads}")
+        if not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
+            raise ValueError(f"threads is a whole number from 1 to {MAX_THREADS}, got {threads!r}")
         self.path = Path(os.fsdecode(path))
         self.backend = backend
         self._threads = threads

@@ -26,10 +26,12 @@ def uniform(start: float, end: float, count: int, *, placement: Placement = "end
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     span = end - start
+    if not (math.isfinite(span) and span >= 0):
+        raise ValueError(f"a window has finite ends, the start first; got [{start}, {end}]")
     if placement == "ends":
         if count == 1:
             return (start + span / 2,)
-        return tuple(min(end, start + span * i / (count - 1)) for i in range(count))
+        return tuple(min(end, start + span * (i / (count - 1))) for i in range(count))
     shift = 0.5 if placement == "centre" else 0.0
     return tuple(start + span * (i + shift) / count for i in range(count))
 

@@ -38,8 +38,9 @@ FORMATS = (
     "mp3,wav,flac,aac,aiff,au,amr,w64,caf,wv,ape,tta,ac3,eac3,dts"
 )
 OPTIONS = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
-# MPEG program streams give times to some pictures only; after a seek FFmpeg guesses the others half a frame wrong.
-UNSEEKABLE = ("mpeg",)
+# MPEG program streams give times to some pictures only; after a seek FFmpeg guesses the others half a frame wrong. An
+# animated PNG's pictures build on the ones before, and FFmpeg's index calls all of them key frames.
+UNSEEKABLE = ("mpeg", "apng")
 MAX_ERRORS = 4096  # unreadable stretches after which a file counts as ended
 JUMP_SECONDS = 4.0  # without a key-frame index: a target further ahead than this is sought, not decoded up to
 
@@ -74,7 +75,9 @@ class Cursor:
         self._start = start
         self._threads = threads
         self._container, self._stream = self._open()
-        self.seekable = self._container.format.name not in UNSEEKABLE
+        # An AVI's palette comes with its first pictures only: after a seek they would be shown without it.
+        palette = self._container.format.name == "avi" and self._stream.codec_context.pix_fmt == "pal8"
+        self.seekable = self._container.format.name not in UNSEEKABLE and not palette
         self._tick = float(self._stream.time_base or 0)
         rate = self._stream.average_rate or self._stream.base_rate
         self._two_frames = int(2 / float(rate) / self._tick) if rate else 0
