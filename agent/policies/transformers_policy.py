@@ -62,6 +62,8 @@ class _Turn:
 class TransformersPolicy(Policy):
     """Writes messages with a checkpoint of a supported family, on this machine."""
 
+    max_context: int  # always known here
+
     def __init__(
         self,
         model: str | Adapter,
