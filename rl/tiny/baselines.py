@@ -28,7 +28,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from closeup.agent.preset import OverviewRule, Preset, get_preset
 from closeup.rl.data.needle_draw import draw_frames
 from closeup.rl.data.needle_tasks import KINDS, Needle, ask, boxes_needed
-from closeup.rl.data.needle_world import CELL, SECONDS, SIDE, Scene, plan_scene
+from closeup.rl.data.needle_world import CELL, COLOURS, SECONDS, SIDE, Box, Scene, plan_scene
 from closeup.rl.data.needles import encode
 from closeup.rl.tiny import vocabulary as v
 from closeup.rl.tiny.checkpoint import shape_of
@@ -41,6 +41,7 @@ from closeup.rl.tiny.vision import IGNORE, Batch, Probe, losses, shown_at
 from closeup.tools.video import Video
 
 log = logging.getLogger(__name__)
+STUDY_SEED = 4_000
 STUDY = 6  # labelled pairs per box, for training the tower at an arm's size
 
 
@@ -97,6 +98,30 @@ def look(index: int, chosen: tuple[Arm, ...]) -> list[Seen]:
                 near = video.frames(study.ravel().tolist(), size).pixels.reshape(-1, 2, *size, 3)
                 found.append(Seen(scene, tuple(shown.times.tolist()), shown.pixels, near, study))
     return found
+
+
+def study_video(index: int, size: int) -> Seen:
+    """Forty boxes one after another, to be studied at `size`: what teaches a tower to read at a size of its own."""
+    rng = np.random.default_rng([STUDY_SEED, index])
+    boxes = []
+    for n in range(40):
+        x, y = (int(c) * CELL + CELL // 2 + int(rng.integers(-3, 4)) for c in rng.integers(0, SIDE // CELL, size=2))
+        start, colour = round(0.4 * n, 1), str(rng.choice(list(COLOURS)))
+        boxes.append(Box(colour, int(rng.integers(10)), start, 1, start, round(start + 0.4, 1), x, y))
+    scene = Scene(16, 1, tuple(boxes), ())
+    times = np.array([[box.start + 0.1, box.start + 0.2] for box in boxes])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "study.mp4"
+        encode(draw_frames(scene, rng), path)
+        with Video(path, threads=1) as video:
+            pairs = video.frames(times.ravel().tolist(), (size, size)).pixels.reshape(-1, 2, size, size, 3)
+    return Seen(scene, tuple(times[0].tolist()), pairs[0], pairs, times)
+
+
+def study_videos(count: int, size: int, processes: int = 2) -> list[Seen]:
+    """`study_video` for the first `count` indices."""
+    with multiprocessing.get_context("spawn").Pool(processes) as workers:
+        return workers.starmap(study_video, [(i, size) for i in range(count)], chunksize=8)
 
 
 def look_all(count: int, chosen: tuple[Arm, ...], folder: Path, processes: int = 2) -> list[list[Seen]]:
@@ -261,14 +286,27 @@ def direct_sample(tokenizer: Tokenizer, item: Seen, features: NDArray[np.float32
 
 
 def train_arm(
-    model: Qwen2_5_VLForConditionalGeneration, items: list[Seen], arm: Arm, *, held_out: int, tower: int, steps: int
+    model: Qwen2_5_VLForConditionalGeneration,
+    items: list[Seen],
+    arm: Arm,
+    *,
+    held_out: int,
+    tower: int,
+    steps: int,
+    study: int = 0,
 ) -> float:
-    """Train `model` in place for `arm`; the last `held_out` items only measure. Returns the digit accuracy read."""
+    """Train `model` in place for `arm`; the last `held_out` items only measure. Returns the digit accuracy read.
+
+    Args:
+        tower, steps: training steps of the tower and of the language model.
+        study: further videos, of forty boxes each, for the tower.
+    """
     shape = shape_of(model.config)
     probe = Probe(model.model.language_model.embed_tokens.weight)
     model.requires_grad_(True)
     train, test = items[:-held_out], items[-held_out:]
-    read = train_tower(model, probe, train, test, arm, tower)
+    extra = study_videos(study, arm.size) if study else []
+    read = train_tower(model, probe, train + extra, test, arm, tower)
     log.info("%s reads %.3f of unseen digits", arm.name, read)
     weights = weights_of(model)
     features = [encode_pairs(weights, shape, as_pairs(item.frames)).numpy() for item in train]
