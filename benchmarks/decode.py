@@ -246,7 +246,7 @@ def report(
         lines.append(line)
     settings = {
         "seed": options.seed,
-        "repeat": options.repeat,
+        "repetitions": max(map(len, runs.values())),
         "threads": options.threads,
         "video": "640x360, 30 fps, 1 h",
     }
