@@ -34,7 +34,7 @@ from closeup.rl.tiny.checkpoint import save_checkpoint
 
 SEED, TASKS = 600_001, 256
 POOL, HELD_OUT = 400, 40
-STEPS = 220
+STEPS = 240
 # By frame size: further videos to study and steps of the tower. At 28 a digit is 2.5 pixels tall; at 112 it is as the
 # agent knows it; 56 lies between, where reading can be learned but takes many more digits than the scenes hold.
 TOWER = {28: (0, 250), 56: (800, 700), 112: (0, 250)}
