@@ -8,7 +8,7 @@ A number is written between two comments that name where it comes from, and stay
     <!-- result tiny-cpu.json agent/accuracy percent -->91.4 %<!-- /result -->
 
 The three words are a file of `benchmarks/results/`, the keys that lead to the value (joined by `/`; a whole number
-steps into a list), and one of `FORMATS`. Under a heading "Measured results" a number outside such a pair is a fault.
+steps into a list; a `_` stands for a space too), and one of `FORMATS`. Under a heading "Measured results" a number outside such a pair is a fault.
 Standard library only.
 """
 
@@ -56,7 +56,7 @@ def look_up(root: Path, file: str, keys: str, style: str) -> str:
     value: Any = json.loads(path.read_text(encoding="utf-8"))
     for key in keys.split("/"):
         try:
-            value = value[int(key)] if isinstance(value, list) else value[key]
+            value = value[int(key)] if isinstance(value, list) else value[_spaced(value, key)]
         except (KeyError, IndexError, ValueError, TypeError):
             there = ", ".join(value) if isinstance(value, dict) else f"a {type(value).__name__}"
             raise Unfounded(f"{file} has no {keys!r}: {key!r} is not among {there}") from None
@@ -66,6 +66,11 @@ def look_up(root: Path, file: str, keys: str, style: str) -> str:
         return FORMATS[style](value)
     except (TypeError, ValueError, IndexError):
         raise Unfounded(f"{file}: {keys} is {value!r}, which cannot be written as {style!r}") from None
+
+
+def _spaced(table: dict[str, Any], key: str) -> str:
+    """The key as the file has it: what is written with `_` here may have spaces there."""
+    return next((known for known in table if known.replace(" ", "_") == key), key)
 
 
 def filled(root: Path, text: str) -> str:
