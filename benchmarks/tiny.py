@@ -26,6 +26,7 @@ from closeup.agent.models.load import find_checkpoint
 from closeup.agent.policies.transformers_policy import TransformersPolicy
 from closeup.agent.preset import Preset, get_preset
 from closeup.agent.task import load_tasks
+from closeup.agent.trajectory import read_trajectories
 from closeup.rl.data.needles import write
 from closeup.rl.evaluate import evaluate
 from closeup.rl.statistics import Group
@@ -55,6 +56,16 @@ def measure(model: str, preset: Preset, tasks: Path, out: Path) -> dict[str, Any
     return {**figures(summary.overall), "kinds": kinds}
 
 
+def perfect_reader(run: Path) -> float:
+    """What reading every digit it was shown would give on "digit" tasks: hits, and a guess among four otherwise."""
+    hits = []
+    for trajectory in read_trajectories(run / "trajectories.jsonl"):
+        if trajectory.task.kind == "digit":
+            times = [time for clip in trajectory.clips.values() for time in clip.times]
+            hits.append(any(start <= t < end for start, end in trajectory.task.evidence for t in times))
+    return (sum(hits) + 0.25 * (len(hits) - sum(hits))) / len(hits)
+
+
 def baselines(tasks: Path, work: Path, visual_tokens: int, only: str) -> dict[str, dict[str, Any]]:
     """Train and measure every arm that has no result in `work` yet."""
     chosen = arms(visual_tokens)
@@ -77,6 +88,7 @@ def baselines(tasks: Path, work: Path, visual_tokens: int, only: str) -> dict[st
             file.write_text(json.dumps(result))
             log.info("%s: %.3f", arm.name, result["accuracy"])
         found[arm.key] = json.loads(file.read_text())
+        found[arm.key]["perfect_reader"] = perfect_reader(work / f"run-{arm.preset.name}")
     return found
 
 
