@@ -26,7 +26,7 @@ test: setup-dev ## The default tests (minutes)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-slow: setup-dev ## Long fuzzing, packaging, everything marked slow
-	$(BIN)/python -m pytest -m "slow and not vllm and not browser and not distributed and not gpu" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --timeout 1800 -m "slow and not vllm and not browser and not distributed and not gpu" $(PYTEST_ARGS)
 
 setup: ## Make .venv with closeup and its dependencies
 	@.ci/make-venv base

@@ -8,8 +8,8 @@ A number is written between two comments that name where it comes from, and stay
     <!-- result tiny-cpu.json agent/accuracy percent -->91.4 %<!-- /result -->
 
 The three words are a file of `benchmarks/results/`, the keys that lead to the value (joined by `/`; a whole number
-steps into a list; a `_` stands for a space too), and one of `FORMATS`. Under a heading "Measured results" a number outside such a pair is a fault.
-Standard library only.
+steps into a list; a `_` stands for a space too), and one of `FORMATS`. Under a heading "Measured results" a number
+outside such a pair is a fault. Standard library only.
 """
 
 from __future__ import annotations
