@@ -254,9 +254,13 @@ def report(
         {"task": name, "arm": arm, "cpu_s": round(cpu[name, arm], 4), "runs": repeated}
         for (name, arm), repeated in runs.items()
     ]
+    table: dict[str, dict[str, float]] = {}  # the same figures by name, for documents to quote
+    for row in rows:
+        table.setdefault(str(row["task"]), {})[str(row["arm"])] = float(row["cpu_s"])
     ffmpeg = subprocess.run(["ffmpeg", "-version"], capture_output=True, text=True, check=True).stdout.split()[2]
     where = _report.environment(("av", "decord", "torchcodec", "torch", "numpy"))
-    result = {"environment": where, "ffmpeg": ffmpeg, "settings": settings, "targets": targets, "rows": rows}
+    result = {"environment": where, "ffmpeg": ffmpeg, "settings": settings, "targets": targets}
+    result |= {"table": table, "rows": rows}
     path = _report.write(options.name, result)
     columns = ["CPU s (median)", *ARMS, "decord / ours", "ours / ffmpeg"]
     _report.show(f"{where['cpu']}, {options.threads} threads, commit {where['commit']}", columns, lines)
