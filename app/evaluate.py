@@ -91,5 +91,5 @@ def _print(summary: Summary, out: Path) -> None:
             f"{100 * group.truncated:.1f} %",
             str(group.failed),
         )
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 110).print(table)  # a log has no width to fit
     sys.stdout.write(f"{out}\n")
