@@ -82,23 +82,26 @@ class Store(Generic[K, V]):
     def put(self, key: K, value: V, size: int) -> None:
         """Keep `value`, of `size` bytes, unless it alone is larger than a quarter of the limit."""
         with self._lock:
-            self._bytes -= self._items.pop(key, (None, 0))[1]
-            if size * 4 > self._limit:
-                return
-            self._items[key] = (value, size)
-            self._bytes += size
-            self._shrink()
+            self._keep(key, value, size)
 
     def setdefault(self, key: K, make: Callable[[], V], size: Callable[[V], int]) -> V:
-        """The value under `key`, made and kept if there is none."""
+        """The value under `key`, made and kept if there is none. Callers at one time may each make it; all get one."""
         value = self.get(key)
         if value is None:
             value = make()
             with self._lock:
                 if key in self._items:
                     return self._items[key][0]
-            self.put(key, value, size(value))
+                self._keep(key, value, size(value))
         return value
+
+    def _keep(self, key: K, value: V, size: int) -> None:
+        self._bytes -= self._items.pop(key, (None, 0))[1]
+        if size * 4 > self._limit:
+            return
+        self._items[key] = (value, size)
+        self._bytes += size
+        self._shrink()
 
     def limit(self, size: int) -> None:
         """Set the limit in bytes; 0 keeps nothing."""

@@ -177,7 +177,8 @@ class Video:
         index = _index(probe)
         missing = recall(sorted(places))
         if missing:
-            with cache.turns.take((key(0), mode, missing)):
+            # The turn is named by the whole request: a caller who comes while it is half done waits for the rest of it.
+            with cache.turns.take((key(0), mode, tuple(sorted(places)))):
                 missing = recall(missing)
                 for shot in backend.shots(probe, index, Order(missing, size, mode), self._threads) if missing else ():
                     picture = np.ascontiguousarray(draw(overlay, shot.pixels, probe.seconds(shot.pts)))

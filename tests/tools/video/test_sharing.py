@@ -18,6 +18,7 @@ import pytest
 
 from closeup.tools.video import Clip, Video, cache_stats, clear_caches, set_cache_limits
 from closeup.tools.video.backends._pyav import PyAV
+from closeup.tools.video.cache import Store
 
 MIB = 1 << 20
 
@@ -103,6 +104,46 @@ def test_callers_with_one_request_decode_it_once(barcode_mp4: Path, monkeypatch:
         answers = list(pool.map(ask, range(6)))
     assert len(calls) == 1
     assert all((answer == answers[0]).all() for answer in answers)
+
+
+def test_a_caller_who_comes_in_the_middle_waits_for_the_rest(
+    barcode_mp4: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+    answers: list[Any] = []
+    original = PyAV.shots
+    latecomer = threading.Thread(target=lambda: answers.append(ask()))
+
+    def halting(self: PyAV, *arguments: Any) -> Any:
+        calls.append(arguments)
+        for number, shot in enumerate(original(self, *arguments)):
+            yield shot
+            if number == 5:  # five frames are kept by now
+                latecomer.start()
+                latecomer.join(timeout=0.5)
+
+    def ask() -> Any:
+        return video.frames([n / 7 for n in range(40)]).pixels
+
+    monkeypatch.setattr(PyAV, "shots", halting)
+    with Video(barcode_mp4) as video:
+        answers.append(ask())
+        latecomer.join(timeout=60)
+    assert len(answers) == 2 and (answers[0] == answers[1]).all()
+    assert len(calls) == 1
+
+
+def test_callers_at_one_time_get_the_same_thing_from_a_store() -> None:
+    store: Store[str, object] = Store(1000)
+    together = threading.Barrier(4)
+
+    def make() -> object:
+        together.wait(timeout=60)
+        return object()
+
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(lambda _: store.setdefault("key", make, lambda _: 1), range(4)))
+    assert all(thing is got[0] for thing in got) and store.get("key") is got[0]
 
 
 def test_different_sizes_overlays_and_contents_do_not_mix(barcode_mp4: Path, tmp_path: Path) -> None:
