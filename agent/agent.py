@@ -10,7 +10,7 @@ Importing this module loads neither torch nor transformers; `from_pretrained` do
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from closeup.agent.events import OnEvent
 from closeup.agent.models.load import default_preset
 from closeup.agent.policies.base import Policy, Sampling
 from closeup.agent.preset import Preset, get_preset
+from closeup.agent.scoring import Judge, RewardFn, exact_option
 from closeup.agent.subtitles import read_subtitles
 from closeup.agent.task import Task
 from closeup.agent.trajectory import Trajectory
@@ -119,10 +120,7 @@ class Agent:
             preset = preset.model_copy(update={"budget": budget})
         if temperature is not None:
             preset = preset.model_copy(update={"temperature": temperature})
-        sampling = Sampling(temperature=preset.temperature, max_new_tokens=preset.budget.max_new_tokens)
-        (trajectory,) = run_episodes(
-            [task], self.policy, preset=preset, sampling=sampling, seed=seed, on_event=on_event
-        )
+        trajectory = Agent(self.policy, preset).run(task, seed=seed, on_event=on_event)
         outcome = trajectory.outcome
         reason = "" if outcome.answer is not None else outcome.reason or "the agent gave no answer"
         return AskResult(
@@ -135,3 +133,32 @@ class Agent:
             reason=reason,
             trajectory=trajectory,
         )
+
+    def run(
+        self,
+        task: Task,
+        *,
+        rewards: Mapping[str, RewardFn] | None = None,
+        judge: Judge = exact_option,
+        seed: int = 0,
+        on_event: OnEvent | None = None,
+    ) -> Trajectory:
+        """One episode of a task, as the preset says.
+
+        Args:
+            rewards: streams to score each step by (`closeup.rl.rewards` has some); without them no step is scored.
+            judge: tells whether the answer is right.
+            seed, on_event: as in `ask`.
+        """
+        sampling = Sampling(temperature=self.preset.temperature, max_new_tokens=self.preset.budget.max_new_tokens)
+        (trajectory,) = run_episodes(
+            [task],
+            self.policy,
+            preset=self.preset,
+            rewards=rewards,
+            judge=judge,
+            sampling=sampling,
+            seed=seed,
+            on_event=on_event,
+        )
+        return trajectory

@@ -140,22 +140,10 @@ def _warn_outside_world(video: Path) -> None:
 
 
 def _episode(task: Task, options: AskOptions, preset: Preset) -> Trajectory:
-    from closeup.agent.episode import run_episodes
-    from closeup.agent.policies.base import Sampling
+    from closeup.agent.agent import Agent
     from closeup.app.terminal import View
     from closeup.rl.rewards import DEFAULT_REWARDS, is_correct
 
-    policy = open_policy(options.model, preset)
-    sampling = Sampling(temperature=preset.temperature, max_new_tokens=preset.budget.max_new_tokens)
+    agent = Agent(open_policy(options.model, preset), preset)
     view = None if options.as_json else View()
-    (trajectory,) = run_episodes(
-        [task],
-        policy,
-        preset=preset,
-        rewards=DEFAULT_REWARDS,
-        judge=is_correct,
-        sampling=sampling,
-        seed=options.seed,
-        on_event=view,
-    )
-    return trajectory
+    return agent.run(task, rewards=DEFAULT_REWARDS, judge=is_correct, seed=options.seed, on_event=view)

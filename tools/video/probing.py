@@ -56,7 +56,8 @@ def read_facts(stamp: FileStamp) -> Probe:
     first = _first_frame(stamp.path, index, declared, name, container_name)
     assert first.pts is not None
     start = first.pts if declared is None else declared
-    fps = float(average or nominal or 0)
+    # No file has more frames a second on average than its clock can tell apart; raw DV claims 60000, its time base.
+    fps = float(min(average, nominal) if average and nominal else average or nominal or 0)
     step = round(1 / fps / time_base) if fps else 0
     bad: frozenset[int | None] = frozenset()
     if end is None or damaged:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,3 +145,11 @@ def test_identity_depends_on_bytes_only(barcode_mp4: Path, tmp_path: Path) -> No
     copy.write_bytes(barcode_mp4.read_bytes())
     with Video(barcode_mp4) as a, Video(copy) as b:
         assert a.identity == b.identity
+
+
+def test_raw_dv_has_the_rate_of_its_pictures_not_of_its_clock(ffmpeg: None, tmp_path: Path) -> None:
+    path = tmp_path / "tape.dv"
+    source = ("-f", "lavfi", "-i", "testsrc=s=720x480:r=30000/1001:d=1")
+    subprocess.run(["ffmpeg", "-v", "error", *source, "-target", "ntsc-dv", path], check=True)
+    with Video(path) as video:
+        assert video.fps == video.nominal_fps == pytest.approx(30000 / 1001)
