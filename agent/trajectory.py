@@ -37,6 +37,7 @@ class ClipRecord(_Record):
     """What a clip became: real presentation times (seconds), frame size (height, width) in pixels, tokens, faults.
 
     `times` is empty when the policy looked at no frame of it (a scripted policy, or an episode that ended first).
+    `digest` names the very pixels that were shown, 32 hexadecimal digits; "" when none were.
     """
 
     clip: Clip
@@ -46,6 +47,7 @@ class ClipRecord(_Record):
     bad_packets: int = 0
     backend: str = "pyav"
     seconds: float = 0.0
+    digest: str = ""
 
 
 class VideoRecord(_Record):

@@ -122,8 +122,22 @@ class Adapter(ABC):
         """
 
     @abstractmethod
+    def message_ids(self, text: str, *, closed: bool = True) -> tuple[int, ...]:
+        """Ids of an assistant message as a model would have to sample it, the end token included when `closed`.
+
+        For records whose policy gave no ids (experts, remote models); ids that were sampled are never made again.
+        """
+
+    @abstractmethod
+    def media(self, record: ClipRecord) -> Media:
+        """The clip a record tells of, without decoding it. Raises `EncodeError` when no policy looked at the clip."""
+
+    @abstractmethod
     def frames(self, media: Media, videos: Mapping[str, Video]) -> NDArray[np.uint8]:
-        """The pixels of a clip that was rendered earlier, decoded again. Raises as `encode` does."""
+        """The pixels of a clip that was rendered earlier, decoded again.
+
+        Raises as `encode` does, and `EncodeError` when the pixels are not those that were rendered.
+        """
 
     @abstractmethod
     def positions(self, ids: Sequence[int], media: Sequence[Media], *, start: int = 0) -> NDArray[np.int64]:

@@ -170,8 +170,31 @@ class Qwen25VLAdapter(Adapter):
             raise ValueError("an assistant_prefix needs add_generation_prompt")
         return Encoded(tuple(self._encoder.join(pieces)), tuple(media), frames)
 
+    def message_ids(self, text: str, *, closed: bool = True) -> tuple[int, ...]:
+        return tuple(self._encoder.join([text, self._id["<|im_end|>"]] if closed else [text]))
+
     def frames(self, media: Media, videos: Mapping[str, Video]) -> NDArray[np.uint8]:
-        return self._resolve(media.record.clip, videos)[1]
+        found, pixels = self._resolve(media.record.clip, videos)
+        if found.key != media.key:
+            raise EncodeError(
+                f"the clip from {media.record.clip.start:g} s to {media.record.clip.end:g} s of video "
+                f"{media.record.clip.video} has other pixels ({found.key}) than when it was recorded ({media.key}): "
+                "another decoder or resizer made them; generate the trajectories again"
+            )
+        return pixels
+
+    def media(self, record: ClipRecord) -> Media:
+        if not record.times or not record.digest:
+            raise EncodeError(
+                f"no policy looked at the clip from {record.clip.start:g} s to {record.clip.end:g} s of video "
+                f"{record.clip.video}: its record has no frames; run the episode with a policy that sees"
+            )
+        g = self.geometry
+        t, h, w = grid_of(len(record.times), record.size, patch=g.patch, temporal=g.temporal)
+        starts = record.times[:: g.temporal]
+        grids: tuple[Grid, ...] = ((1, h, w),) * t if self.timestamps == "text" else ((t, h, w),)
+        spacing = (starts[-1] - starts[0]) / (t - 1) if t > 1 else 1.0
+        return Media(record, record.digest, grids, spacing)
 
     def _resolve(self, clip: Clip, videos: Mapping[str, Video]) -> tuple[Media, NDArray[np.uint8]]:
         video = videos.get(clip.video)
@@ -182,23 +205,19 @@ class Qwen25VLAdapter(Adapter):
         size = self.geometry.size(video.width, video.height, clip.pixels)
         begun = time.perf_counter()
         shown = video.frames(clip, size)
-        g = self.geometry
-        t, h, w = grid_of(len(shown), size, patch=g.patch, temporal=g.temporal)
-        starts = shown.times[:: g.temporal]
         digest = hashlib.blake2b(str(shown.pixels.shape).encode(), digest_size=16)
         digest.update(np.ascontiguousarray(shown.pixels).data)
         record = ClipRecord(
             clip=clip,
             times=tuple(float(x) for x in shown.times),
             size=size,
-            tokens=g.tokens(len(shown), size),
+            tokens=self.geometry.tokens(len(shown), size),
             bad_packets=shown.bad_packets,
             backend=shown.backend,
             seconds=time.perf_counter() - begun,
+            digest=digest.hexdigest(),
         )
-        grids: tuple[Grid, ...] = ((1, h, w),) * t if self.timestamps == "text" else ((t, h, w),)
-        spacing = float(starts[-1] - starts[0]) / (t - 1) if t > 1 else 1.0
-        return Media(record, digest.hexdigest(), grids, spacing), shown.pixels
+        return self.media(record), shown.pixels
 
     def _blocks(self, item: Media) -> list[str | int]:
         opening, closing, pad = (self._id[c] for c in ("<|vision_start|>", "<|vision_end|>", "<|video_pad|>"))
