@@ -80,6 +80,7 @@ class Adapter(ABC):
         suppressed_ids: ids that are never sampled (vision and turn tokens, ids without a token), ascending. Rollout and
             trainer leave them out of the distribution alike.
         stop_ids: ids that end a message; the first is the one this adapter writes.
+        pad_ids: ids that stand for features.
         max_context: most tokens the model takes. axes: rows of `positions`.
         timestamps: how a frame's time reaches the model ("text" or "position").
         tokenizer_digest: names the tokenizer, for records.
@@ -92,6 +93,7 @@ class Adapter(ABC):
     geometry: VisionGeometry
     suppressed_ids: tuple[int, ...]
     stop_ids: tuple[int, ...]
+    pad_ids: tuple[int, ...]
     max_context: int
     timestamps: str
     tokenizer_digest: str
@@ -152,13 +154,16 @@ class Adapter(ABC):
         """Input embeddings (N, hidden) of N ids, with `features` in the place of the pads, in order of appearance."""
 
     @abstractmethod
-    def hidden(self, embeds: torch.Tensor, positions: torch.Tensor, *, mask: Any, cache: Any) -> torch.Tensor:
+    def hidden(
+        self, embeds: torch.Tensor, positions: torch.Tensor, *, mask: Any, cache: Any, tree: Any = None
+    ) -> torch.Tensor:
         """Last hidden states (B, N, hidden) of the text model.
 
         Args:
             embeds: (B, N, hidden). positions: (axes, B, N), explicit.
             mask: what the text model's attention takes, verbatim; None is plain causal without a past.
             cache: an object with the `update(keys, values, layer)` of a transformers cache, or None.
+            tree: an `attention.TreePlan` when the tokens are a tree; the text model then attends by it.
         """
 
     @abstractmethod

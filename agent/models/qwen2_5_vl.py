@@ -100,6 +100,7 @@ class Qwen25VLAdapter(Adapter):
         ends = [model.generation_config.eos_token_id] if model.generation_config is not None else []
         flat = [i for e in ends for i in (e if isinstance(e, list) else [e]) if i is not None]
         self.stop_ids = tuple(dict.fromkeys([self._id["<|im_end|>"], *flat]))
+        self.pad_ids = (self._id["<|video_pad|>"], self._id["<|image_pad|>"])
         self.suppressed_ids = self._suppressed(int(text.vocab_size))
 
     @classmethod
@@ -288,7 +289,7 @@ class Qwen25VLAdapter(Adapter):
 
     def embed(self, ids: torch.Tensor, features: Sequence[torch.Tensor]) -> torch.Tensor:
         embeds: torch.Tensor = self.model.get_input_embeddings()(ids)
-        pads = (ids == self._id["<|video_pad|>"]) | (ids == self._id["<|image_pad|>"])
+        pads = (ids == self.pad_ids[0]) | (ids == self.pad_ids[1])
         count, rows = int(pads.sum()), sum(len(f) for f in features)
         if count != rows:
             raise ValueError(f"{count} pad tokens but {rows} feature rows: media and tokens do not belong together")
@@ -296,13 +297,16 @@ class Qwen25VLAdapter(Adapter):
             return embeds
         return embeds.masked_scatter(pads.unsqueeze(-1), torch.cat(list(features)).to(embeds))
 
-    def hidden(self, embeds: torch.Tensor, positions: torch.Tensor, *, mask: Any, cache: Any) -> torch.Tensor:
+    def hidden(
+        self, embeds: torch.Tensor, positions: torch.Tensor, *, mask: Any, cache: Any, tree: Any = None
+    ) -> torch.Tensor:
         out: torch.Tensor = self.model.model.language_model(
             inputs_embeds=embeds,
             position_ids=positions,
             attention_mask={"full_attention": mask},
             past_key_values=cache,
             use_cache=cache is not None,
+            **({} if tree is None else {"tree": tree}),
         ).last_hidden_state
         return out
 
