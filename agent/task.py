@@ -1,8 +1,9 @@
 """`Task`: a question about zero or more videos, with whatever is known of its answer.
 
-A row of a task file (JSON Lines) is `{"id"?, "video" | "videos", "question", "options"?, "answer"?, "evidence"?,
-"kind"?, "answer_kind"?, "subtitles"?, "audio"?}`; video paths are relative to the file. `load_tasks` says which line
-is wrong and why.
+A row of a task file (JSON Lines, parquet, or a dataset folder) is `{"id"?, "video" | "videos", "question", "options"?,
+"answer"?, "evidence"?, "kind"?, "answer_kind"?, "subtitles"?, "audio"?}`, and may carry "duration" and "meta", which
+are not read; paths in it are relative to the folder that holds the file. `load_tasks` says which line or row is wrong
+and why.
 """
 
 from __future__ import annotations
@@ -121,7 +122,12 @@ def task_from_row(row: dict[str, Any], *, folder: Path, default_id: str) -> Task
 
 
 def load_tasks(path: Path) -> list[Task]:
-    """Read a task file (JSON Lines). Raises `TaskError` with file and line for the first fault."""
+    """Read a task file: JSON Lines, parquet, or a dataset folder (see `closeup.agent.taskfile`).
+
+    Raises:
+        TaskError: names the file, and the line or row of the first fault.
+        MissingExtra: parquet or a dataset folder, and `datasets` is not installed.
+    """
     tasks = []
     for _, task in read_rows(path):
         if isinstance(task, TaskError):
@@ -133,28 +139,24 @@ def load_tasks(path: Path) -> list[Task]:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Task | TaskError]]:
-    """Yield `(line number, task or what is wrong with it)`. Raises `TaskError` when the file itself cannot be read."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise TaskError(
-            f"no task file at {path}; make one with: closeup data needles --count 16 --seed 1 --out DIR"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"cannot read the task file {path}: {error}") from None
+    """Yield `(line or row number, task or what is wrong with it)`.
+
+    Raises:
+        TaskError: the file itself cannot be read. MissingExtra: see `load_tasks`.
+    """
+    from closeup.agent.taskfile import raw_rows
+
     seen: set[str] = set()
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: a JSON string may hold U+2028
-        if not line.strip():
-            continue
+    hint = "make one with: closeup data needles --count 16 --seed 1 --out DIR"
+    for row in raw_rows(path, what="task file", missing=hint):
         try:
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError(f"a row is a JSON object, got {type(row).__name__}")
-            task = task_from_row(row, folder=path.parent, default_id=f"{path.stem}-{number}")
+            if row.fault:
+                raise ValueError(row.fault)
+            task = task_from_row(row.fields, folder=path.parent, default_id=f"{path.stem}-{row.number}")
             if task.id in seen:
-                raise ValueError(f"the id {task.id!r} stands on an earlier line too")
+                raise ValueError(f"the id {task.id!r} stands on an earlier {row.place.split()[0]} too")
         except (ValueError, RecursionError) as error:
-            yield number, TaskError(f"{path}, line {number}: {error}")
+            yield row.number, TaskError(f"{path}, {row.place}: {error}")
             continue
         seen.add(task.id)
-        yield number, task
+        yield row.number, task

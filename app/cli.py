@@ -22,7 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data = typer.Typer(help="Make and check task files.", no_args_is_help=True)
+data = typer.Typer(help="Make, convert and check task files.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 ModelOption = Annotated[str, typer.Option("--model", help="'tiny' (bundled), a checkpoint folder, or a hub id.")]
@@ -160,13 +160,55 @@ def needles(
 
 @data.command()
 def validate(
-    file: Annotated[Path, typer.Argument(help="A task file (JSON Lines).")],
+    file: Annotated[Path, typer.Argument(help="A task file: JSON Lines, parquet, or a dataset folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check that videos open, windows lie inside them, and the gold answer scores 1.0."""
     from closeup.app.data import validate_file
 
     raise typer.Exit(validate_file(file, as_json=as_json))
+
+
+@data.command()
+def convert(
+    source: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="Annotations: JSON, JSON Lines, parquet, or a dataset folder.")
+    ],
+    layout: Annotated[str, typer.Option("--layout", help="love_r1, longvideo_reason or video_r1.")],
+    videos: Annotated[
+        list[Path] | None, typer.Option("--videos", help="Folder of the videos; repeat. Default: the input's folder.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="The task file to write.")] = Path("tasks.jsonl"),
+    strip: Annotated[
+        list[str] | None, typer.Option("--strip", help="Beginning to take off the videos' names; repeat.")
+    ] = None,
+    keep_missing: Annotated[
+        bool, typer.Option("--keep-missing", help="Also write tasks whose video is not there (yet).")
+    ] = False,
+    show: Annotated[int, typer.Option("--show", min=0, help="Print the first N rows left out.")] = 10,
+    faults: Annotated[Path | None, typer.Option("--faults", help="Write every row left out to this .jsonl.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N rows.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Turn the annotations of LOVE-R1, LongVideo-Reason or Video-R1 into a task file."""
+    from closeup.app.data import ConvertOptions, convert_file
+
+    raise typer.Exit(
+        convert_file(
+            ConvertOptions(
+                source=source,
+                layout=layout,
+                out=out,
+                videos=tuple(videos or ()),
+                strip=tuple(strip or ()),
+                keep_missing=keep_missing,
+                show=show,
+                faults=faults,
+                limit=limit,
+                as_json=as_json,
+            )
+        )
+    )
 
 
 def main() -> None:

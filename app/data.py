@@ -1,14 +1,36 @@
-"""`closeup data`: generate needle tasks, check a task file."""
+"""`closeup data`: generate needle tasks, check a task file, convert other projects' annotations."""
 
 from __future__ import annotations
 
 import json
 import re
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from closeup.app.errors import NO_ANSWER, BadInput
 from closeup.app.progress import bar
+
+if TYPE_CHECKING:
+    from closeup.rl.data.convert import Conversion
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertOptions:
+    """The arguments of `closeup data convert`, as typed."""
+
+    source: Path
+    layout: str
+    out: Path
+    videos: Sequence[Path] = ()
+    strip: Sequence[str] = ()
+    keep_missing: bool = False
+    show: int = 10
+    faults: Path | None = None
+    limit: int | None = None
+    as_json: bool = False
 
 
 def make_needles(count: int, seed: int, out: Path, seconds: str) -> int:
@@ -44,9 +66,61 @@ def validate_file(file: Path, *, as_json: bool) -> int:
         faults = [{"line": f.line, "task": f.task, "fault": f.fault} for f in result.faults]
         sys.stdout.write(json.dumps({"rows": result.rows, "faults": faults}) + "\n")
     else:
+        from closeup.agent.taskfile import is_table
+
+        place = "row" if is_table(file) or file.suffix.lower() == ".json" else "line"
         for fault in result.faults:
             name = f" ({fault.task})" if fault.task else ""
-            sys.stdout.write(f"line {fault.line}{name}: {fault.fault}\n")
+            sys.stdout.write(f"{place} {fault.line}{name}: {fault.fault}\n")
         bad = len({fault.line for fault in result.faults})
         sys.stdout.write(f"{result.rows} rows, {bad} with faults\n")
     return NO_ANSWER if result.faults or not result.rows else 0
+
+
+def convert_file(options: ConvertOptions) -> int:
+    """Convert an annotation file; 0 when at least one row became a task, 1 when none did. Raises `BadInput`."""
+    from closeup.rl.data.convert import ConvertError, VideoFinder, convert
+
+    folders = options.videos or (options.source.parent,)
+    for folder in options.videos:
+        if not folder.is_dir():
+            raise BadInput(f"--videos takes a folder, and {folder} is none; give the folder the videos are in")
+    finder = VideoFinder(tuple(folders), tuple(options.strip), options.keep_missing)
+    try:
+        with bar("convert", options.limit) as advance:
+            done = convert(
+                options.source,
+                options.out,
+                layout=options.layout,
+                videos=finder,
+                limit=options.limit,
+                progress=advance,
+            )
+    except ConvertError as error:
+        raise BadInput(str(error)) from None
+    if options.faults is not None:
+        lines = [json.dumps(asdict(fault), ensure_ascii=True) + "\n" for fault in done.faults]
+        try:
+            options.faults.write_text("".join(lines), encoding="utf-8")
+        except OSError as error:
+            raise BadInput(f"cannot write {options.faults}: {error.strerror}; give another file to --faults") from None
+    if options.as_json:
+        report = {"rows": done.rows, "written": done.written, "faults": done.by_kind, "out": str(options.out)}
+        sys.stdout.write(json.dumps(report) + "\n")
+    else:
+        _print_conversion(done, options)
+    return 0 if done.written else NO_ANSWER
+
+
+def _print_conversion(done: Conversion, options: ConvertOptions) -> None:
+    for fault in done.faults[: options.show]:
+        name = f" ({fault.id})" if fault.id else ""
+        sys.stdout.write(f"{fault.place}{name}: {fault.reason}\n")
+    if len(done.faults) > options.show:
+        where = f"; all are in {options.faults}" if options.faults else "; see all with --faults FILE"
+        sys.stdout.write(f"… and {len(done.faults) - options.show} more{where}\n")
+    sys.stdout.write(f"{done.rows} rows, {done.written} tasks written, {len(done.faults)} left out\n")
+    for kind, count in done.by_kind.items():
+        sys.stdout.write(f"  {count} {kind}\n")
+    if done.written:
+        sys.stdout.write(f"{options.out}\n")

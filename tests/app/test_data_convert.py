@@ -1,0 +1,67 @@
+"""`closeup data convert` at work."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROW = {
+    "problem": "Which digit is in the red box?",
+    "problem_type": "multiple choice",
+    "options": ["A. 3", "B. 7"],
+    "solution": "<answer>B</answer>",
+    "path": "/data/love/digit.mp4",
+    "tgt": [[1, 2]],
+    "zoomin_intervals": [],
+    "data_type": "video",
+}
+
+
+@pytest.fixture
+def source(tmp_path: Path, examples: Path) -> Path:
+    (tmp_path / "videos").mkdir()
+    shutil.copy(examples / "digit.mp4", tmp_path / "videos")
+    rows: list[dict[str, Any]] = [ROW, *[ROW | {"id": f"bad{i}", "solution": "E"} for i in range(3)]]
+    (tmp_path / "love.json").write_text(json.dumps(rows), encoding="utf-8")
+    return tmp_path / "love.json"
+
+
+def test_annotations_become_tasks_that_validate(cli, source: Path) -> None:  # type: ignore[no-untyped-def]
+    out = source.parent / "tasks.jsonl"
+    args = ("data", "convert", source, "--layout", "love_r1", "--videos", source.parent / "videos", "--out", out)
+    ran = cli(*args, "--strip", "/data/love", "--show", "2", "--faults", source.parent / "left.jsonl")
+    assert ran.code == 0, ran
+    lines = ran.out.splitlines()
+    assert lines[0].startswith("row 2 (bad0): the gold answer 'E' is none of the letters A, B")
+    assert lines[2].startswith("… and 1 more; all are in")
+    assert lines[3:] == ["4 rows, 1 tasks written, 3 left out", "  3 gold answer", str(out)]
+    left = [json.loads(line) for line in (source.parent / "left.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["id"] for row in left] == ["bad0", "bad1", "bad2"] and left[0]["place"] == "row 2"
+    assert cli("data", "validate", out).out == "1 rows, 0 with faults\n"
+    counted = json.loads(cli(*args, "--strip", "/data/love/", "--json").out)
+    assert counted == {"rows": 4, "written": 1, "faults": {"gold answer": 3}, "out": str(out)}
+
+
+def test_no_task_at_all_is_exit_code_1(cli, source: Path) -> None:  # type: ignore[no-untyped-def]
+    ran = cli("data", "convert", source, "--layout", "love_r1", "--out", source.parent / "tasks.jsonl")
+    assert ran.code == 1 and "4 rows, 0 tasks written, 4 left out" in ran.out
+    assert not (source.parent / "tasks.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("--layout", "nope"), "no layout 'nope'; accepted: love_r1, longvideo_reason, video_r1"),
+        (("--layout", "love_r1", "--videos", "/nowhere"), "--videos takes a folder"),
+        ((), "Missing option '--layout'"),
+    ],
+)
+def test_bad_input_is_one_sentence(  # type: ignore[no-untyped-def]
+    cli, source: Path, args: tuple[str, ...], says: str
+) -> None:
+    ran = cli("data", "convert", source, *args)
+    assert ran.code == 2 and says in ran.err and ran.err.count("\n") == 1
