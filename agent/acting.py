@@ -57,7 +57,7 @@ def act(session: Session, tools: Mapping[str, type[Tool[Any]]], text: str, *, cu
         if cut:
             outcome, note = "unfinished", f"the message was cut at its length limit, so think less; {note}"
         return Deed(outcome, parsed.thought, note=bounded(note), hint=parsed.action.hint)
-    call = parsed.action
+    call = session.dialect.fit(parsed.action, session.task.options)
     began = time.perf_counter()
     outcome, said, result = _run(session, tools, call)
     if outcome != "ok":

@@ -69,11 +69,11 @@ class StepInfo:
         thought, call: what the dialect read in it; call is None when no action could be read.
         outcome: the format outcome; note: the sentence told to the model, "" for a call that ran.
         hint: what a lenient reader makes of a broken call, for people; never shown to the model, never acted on.
-        clips: the clips the call gave; close: those that are close looks.
+        clips: the clips the call gave, or that the preset's `after_fault` shows; close: those that are close looks.
         answer: the final answer, its evidence cut to what was watched closely; dropped: cited windows (seconds) or
             parts of windows that were not.
         forced: only an answer was taken at this step.
-        limit: name of the budget that ended the episode, or "" (see `Budget`).
+        limit: name of the budget that ended the episode (see `Budget`), "after_fault" (see `Preset`), or "".
         reason: one sentence on why the episode was truncated, or "".
         tool_seconds: wall time of the tool in seconds.
     """

@@ -5,8 +5,9 @@ shows what it gave. The promises are those of `closeup.agent.contract`; these ar
 
 Invariants
 1. Nothing over budget is shown: a clip that does not fit is refused, and the model is told what is left.
-2. The last message that a budget allows is a forced answer: only `answer` is taken, and the dialect's prefix begins it.
-   A forced message that is no valid answer truncates the episode.
+2. The last message that a budget allows is a forced answer: only `answer` is taken, and the dialect's prefix begins it
+   (but see `Preset.force_answer`). A forced message that is no valid answer truncates the episode, under the name of
+   the limit that forced it; that of a preset's `after_fault` is "after_fault".
 3. Text of tasks, tools and error messages passes through `Dialect.plain` and is bounded in length.
 4. Evidence in an answer is cut to windows that were watched closely; what is cut off is listed in `StepInfo.dropped`.
 5. Nothing is drawn at random.
@@ -21,7 +22,7 @@ from typing import Any, Literal
 
 from closeup import prompts
 from closeup.agent.acting import Deed, act, bounded
-from closeup.agent.budget import Spent
+from closeup.agent.budget import Cost, Spent
 from closeup.agent.contract import EpisodeError, Observation, StepInfo, StepResult
 from closeup.agent.dialects import get_dialect
 from closeup.agent.evidence import watched_part
@@ -148,7 +149,12 @@ class VideoQAEnv:
         forced_by, earlier = session.forced_by, session.close
         session.take(text, spent_context_tokens)
         deed = act(session, self.tools, text, cut=finish == "length")
-        close = session.watch(deed.result.clips)
+        fault = deed.outcome != "ok"
+        answer_now = fault and self.preset.after_fault in ("answer", "look_and_answer")
+        given = deed.result.clips
+        if fault and self.preset.after_fault == "look_and_answer" and not forced_by:
+            given = session.whole_look()
+        close = session.watch(given)
         answer, dropped = self._answer(session, deed.result.answer)
         limit, reason = "", ""
         if answer is not None:
@@ -156,20 +162,28 @@ class VideoQAEnv:
         else:
             if forced_by:
                 limit, reason = forced_by, f"the forced last message was no valid answer ({deed.outcome})"
-            observation = session.news(self._news(deed), deed.result.clips, failed=bool(deed.note), last=bool(limit))
+            elif fault and self.preset.after_fault == "end":
+                limit, reason = "after_fault", f"the message could not be carried out ({deed.outcome})"
+            elif session.meter.spent.steps >= self.preset.budget.max_steps:
+                limit, reason = "max_steps", "the last message was no answer"
+            observation = session.news(self._news(deed), given, failed=fault, last=bool(limit), answer_now=answer_now)
             if not limit and session.meter.full:
                 limit, reason = "max_context_tokens", "no room was left for an answer"
         session.over = answer is not None or bool(limit)
+        cost = sum((session.cost(clip) for clip in deed.result.clips), Cost())
         facts = StepFacts(
             task=session.task,
             outcome=deed.outcome,
             tool=deed.call.name if deed.call and deed.outcome == "ok" else None,
             clips=deed.result.clips,
-            close=close,
+            close=() if fault else close,
             earlier=earlier,
             answer=answer,
             durations={video.identity: video.duration for video in session.videos},
             forced=bool(forced_by),
+            thought=deed.thought,
+            frames=cost.frames,
+            visual_tokens=cost.visual_tokens,
         )
         info = StepInfo(
             text=text,
@@ -178,7 +192,7 @@ class VideoQAEnv:
             call=deed.call,
             note=deed.note,
             hint=deed.hint,
-            clips=deed.result.clips,
+            clips=given,
             close=close,
             answer=answer,
             dropped=dropped,

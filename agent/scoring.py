@@ -32,6 +32,8 @@ class StepFacts:
         answer: the final answer, when the step gave one.
         durations: duration in seconds of each of the task's videos, by identity.
         forced: only an answer was taken at this step.
+        thought: what the message said beside its action, as the dialect read it; "" for none.
+        frames, visual_tokens: what showing `clips` took.
     """
 
     task: Task
@@ -43,6 +45,9 @@ class StepFacts:
     answer: Answer | None = None
     durations: Mapping[str, float] = field(default_factory=dict)
     forced: bool = False
+    thought: str = ""
+    frames: int = 0
+    visual_tokens: int = 0
 
 
 class RewardFn(Protocol):
@@ -75,22 +80,28 @@ def exact_option(task: Task, answer: Answer | None) -> bool | None:
 
 
 def with_scores(trajectory: Trajectory, scorers: Sequence[Scorer]) -> Trajectory:
-    """The trajectory with the late reward streams of `scorers` added.
+    """The trajectory with the late reward streams of `scorers` added. Raises as `add_scores` does."""
+    for scorer in scorers:
+        trajectory = add_scores(trajectory, scorer.score(trajectory), by=type(scorer).__name__)
+    return trajectory
+
+
+def add_scores(
+    trajectory: Trajectory, scores: Sequence[Mapping[str, float | None]], *, by: str = "the scorer"
+) -> Trajectory:
+    """The trajectory with late rewards by stream added to each of its steps; `by` names their source in errors.
 
     Raises:
-        ValueError: a scorer gives another number of steps than there are, a stream that is there already, or no number.
+        ValueError: scores for another number of steps than there are, for a stream that is there already, or no number.
     """
     steps = list(trajectory.steps)
-    for scorer in scorers:
-        scores = scorer.score(trajectory)
-        if len(scores) != len(steps):
-            name = type(scorer).__name__
-            raise ValueError(f"{name} scored {len(scores)} steps of a trajectory that has {len(steps)}")
-        for index, late in enumerate(scores):
-            if any(value is not None and not math.isfinite(value) for value in late.values()):
-                raise ValueError(f"{type(scorer).__name__} gives {late}: a reward is a finite number or None")
-            both = sorted(set(late) & set(steps[index].rewards))
-            if both:
-                raise ValueError(f"{type(scorer).__name__} gives the streams {both} a second time")
-            steps[index] = steps[index].model_copy(update={"rewards": {**steps[index].rewards, **late}})
+    if len(scores) != len(steps):
+        raise ValueError(f"{by} scored {len(scores)} steps of a trajectory that has {len(steps)}")
+    for index, late in enumerate(scores):
+        if any(value is not None and not math.isfinite(value) for value in late.values()):
+            raise ValueError(f"{by} gives {dict(late)}: a reward is a finite number or None")
+        both = sorted(set(late) & set(steps[index].rewards))
+        if both:
+            raise ValueError(f"{by} gives the streams {both} a second time")
+        steps[index] = steps[index].model_copy(update={"rewards": {**steps[index].rewards, **late}})
     return trajectory.model_copy(update={"steps": tuple(steps)})

@@ -3,8 +3,8 @@
 It puts observations together; what a message does is the environment's business.
 
 Invariants
-1. `seen` begins with the overview of every video, in the task's order, whether this episode showed it or its history
-   did.
+1. `seen` begins with the overview of every video, in the task's order, whether this episode showed it, its history did,
+   or the preset keeps it back.
 2. A growing context is only ever added to; a rebuilt one is whole after every step.
 """
 
@@ -85,7 +85,7 @@ class Session:
             if clip.video not in self.by_identity:
                 known = ", ".join(self.by_identity) or "none"
                 raise ValueError(f"a clip to start with shows video {clip.video}, which is not of this task ({known})")
-        new = [clip for clip in self.overviews.values() if clip not in before]
+        new = [clip for clip in self.overviews.values() if self.preset.overview.shown and clip not in before]
         self._overviews = tuple((self._heading("overview", clip), clip) for clip in new)
         self._clips = tuple((self._heading("clip", clip), clip) for clip in seen_clips)
         later = [clip for clip in (*before, *seen_clips) if clip not in self.seen]
@@ -125,14 +125,17 @@ class Session:
         self.close += close
         return close
 
-    def news(self, text: str, clips: Sequence[Clip], *, failed: bool, last: bool) -> Observation:
+    def news(
+        self, text: str, clips: Sequence[Clip], *, failed: bool, last: bool, answer_now: bool = False
+    ) -> Observation:
         """What follows the assistant message: `text`, `clips`, and the call for an answer if the next step is the last.
 
-        `last` = the episode is over and nothing is asked for any more.
+        `last` = the episode is over and nothing is asked for any more; `answer_now` = the next step is the last,
+        whatever the budget allows.
         """
         new = tuple((self._heading("clip", clip), clip) for clip in clips)
         self._clips += new
-        self.forced_by = "" if last else self._must_answer()
+        self.forced_by = "" if last else "after_fault" if answer_now else self._must_answer()
         messages = self.dialect.observe(self._view(text, new, failed=failed))
         rebuilt = self.dialect.rebuilds_context
         self._context = (*self._history, *messages) if rebuilt else (*self._context, *messages)
@@ -146,6 +149,23 @@ class Session:
     def finished(self) -> Observation:
         """The finished conversation, with nothing new in it."""
         return self._observation((), rebuilt=False)
+
+    def whole_look(self) -> tuple[Clip, ...]:
+        """The whole first video as closely as a close look shows it; nothing when something was watched closely
+        already, or when it does not fit the budget."""
+        if self.close or not self.videos:
+            return ()
+        video, rules = self.videos[0], self.preset.rules
+        clip = Clip(
+            video=video.identity,
+            start=0.0,
+            end=video.duration,
+            num_frames=rules.frames_of(video.duration),
+            placement="left",
+            pixels=rules.pixels_of(video.duration),
+            overlay=self.preset.overview.overlay,
+        )
+        return () if self.meter.refusal(self.cost(clip)) else (clip,)
 
     def tool_context(self) -> ToolContext:
         """What a tool may look at now."""
@@ -174,7 +194,11 @@ class Session:
             for video in self.videos
             if len(self.tools) > 1
         ]
-        return self.meter.must_answer(min(looks, key=lambda cost: cost.visual_tokens, default=Cost()))
+        least = min(looks, key=lambda cost: cost.visual_tokens, default=Cost())
+        limit = self.meter.must_answer(least)
+        if limit == "max_steps" and not self.preset.force_answer:
+            return self.meter.broken(least, messages=2)  # the last message is free, but not of the other limits
+        return limit
 
     def _view(self, news: str = "", new: tuple[Shown, ...] = (), *, failed: bool = False) -> View:
         return View(
@@ -235,4 +259,11 @@ class Session:
         options = [
             {"letter": letter, "text": plain(text)} for letter, text in zip(LETTERS, self.task.options, strict=False)
         ]
-        return prompts.render(self.preset.prompts, "question", question=plain(self.task.question), options=options)
+        return prompts.render(
+            self.preset.prompts,
+            "question",
+            question=plain(self.task.question),
+            options=options,
+            kind=self.task.answer_kind,
+            looks=len(self._specs) > 1,
+        )

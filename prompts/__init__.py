@@ -51,6 +51,16 @@ def render(set_name: str, template: str, /, **values: Any) -> str:
     return text.rstrip("\n")
 
 
+def render_alone(template: str, /, **values: Any) -> str:
+    """The text of a template that belongs to no set (`judge`: a judge's question). Raises as `render` does."""
+    try:
+        text: str = _environment().get_template(f"{template}.jinja").render(**values)
+    except TemplateNotFound:
+        accepted = ", ".join(sorted(n[:-6] for n in _environment().list_templates(["jinja"]) if "/" not in n))
+        raise PromptError(f"no template {template!r} outside the prompt sets; accepted: {accepted}") from None
+    return text.rstrip("\n")
+
+
 @cache
 def _load(set_name: str, template: str) -> Any:
     try:

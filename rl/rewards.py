@@ -1,6 +1,7 @@
 """Immediate reward streams: what a step earns the moment it is taken. Injected into the environment by name.
 
-Each stream is a pure function of `StepFacts`; weights belong to the training configuration, never in here.
+Each stream is a pure function of `StepFacts`; weights and options belong to the configuration
+(`closeup.rl.reward_config`), never in here. Late streams are in `closeup.rl.scorers` and `closeup.rl.judge`.
 
 - `format`: 1.0 for a message that held one well-formed call which ran, 0.0 for everything else. A refused call (a
   window outside the video, one that was seen already) scores 0.0 as well: LOVE-R1 treats a window that breaks its rules
@@ -8,7 +9,11 @@ Each stream is a pure function of `StepFacts`; weights belong to the training co
 - `zoom`: for a close look at a video whose evidence is known, 1.0 for a hit and 0.0 for a miss. A hit is a window of at
   most an eighth of the video that overlaps a gold window (`statistics.is_hit`). The bound on length is what keeps the
   reward from being farmed by looking at everything; overlap alone is LOVE-R1's rule, whose only bound is 60 s.
+- `zoom_overlap`, `zoom_iou`, `zoom_recall`, `zoom_gain`: other measures of the same close looks.
 - `answer`: 1.0 for a right answer, 0.0 for a wrong one, and 0.0 when the last, forced message gave none.
+  `answer_score`: the same, with answers that are right by degree (`closeup.rl.answers`).
+- `cost`: what a step spent, as a negative number.
+- `format_thought`, `love_r1_accuracy`, `love_r1_format_published`: rules of single papers.
 
 Invariants
 1. None means "this stream says nothing about this step", and is never 0: no gold answer, no evidence, no close look.
@@ -18,23 +23,40 @@ Invariants
 
 from __future__ import annotations
 
-import math
-import re
-import unicodedata
 from collections.abc import Sequence
+from typing import Literal
 
 from closeup.agent.evidence import merge
 from closeup.agent.scoring import RewardFn, StepFacts
-from closeup.agent.task import Task, Window
+from closeup.agent.task import Window
+from closeup.rl.answers import MAX_ANSWER, answer_score, is_correct, normalise, number_in
 from closeup.rl.statistics import is_hit
-from closeup.tools.base import Answer
-from closeup.tools.video.clip import window_iou
+from closeup.tools.video.clip import Clip, window_iou
 
-_NUMBER = re.compile(
-    r"(?:(?<!\w)[-+])?(?:(?:\d{1,3}(?:,\d{3})+|\d{1,30})(?:\.\d{0,30})?|\.\d{1,30})(?:[eE][-+]?\d{1,3})?"
-)
-MAX_ANSWER = 10_000
-"""Longer free answers (characters) are wrong without being read: no gold answer is a book."""
+__all__ = [
+    "DEFAULT_REWARDS",
+    "MAX_ANSWER",
+    "answer_reward",
+    "answer_score_reward",
+    "best_iou",
+    "cost_reward",
+    "format_reward",
+    "format_thought_reward",
+    "is_correct",
+    "love_r1_accuracy",
+    "love_r1_format_published",
+    "normalise",
+    "number_in",
+    "window_recall",
+    "zoom_gain_reward",
+    "zoom_iou_reward",
+    "zoom_overlap_reward",
+    "zoom_recall_reward",
+    "zoom_reward",
+]
+
+
+# --- format ----------------------------------------------------------------------------------------------------------
 
 
 def format_reward(facts: StepFacts) -> float:
@@ -42,12 +64,24 @@ def format_reward(facts: StepFacts) -> float:
     return 1.0 if facts.outcome == "ok" else 0.0
 
 
+def format_thought_reward(facts: StepFacts) -> float:
+    """1.0 when the step's call ran and a thought came with it, else 0.0.
+
+    LongVILA-R1's format reward: the whole message is `<think>…</think>` and `<answer>…</answer>`. There an empty
+    thought counts; here it is none.
+    """
+    return 1.0 if facts.outcome == "ok" and facts.thought else 0.0
+
+
+# --- close looks -----------------------------------------------------------------------------------------------------
+
+
 def zoom_reward(facts: StepFacts) -> float | None:
     """1.0 when a close look of this step hits gold evidence, 0.0 when none does, None when that cannot be told.
 
     Raises `ValueError` when the duration of a clip's video is not in the facts: a bug of the environment.
     """
-    if not facts.task.evidence or not facts.close or len(facts.task.videos) > 1:
+    if not _looks_can_be_told(facts):
         return None
     for clip in facts.close:
         if clip.video not in facts.durations:
@@ -55,6 +89,45 @@ def zoom_reward(facts: StepFacts) -> float | None:
         if is_hit((clip.start, clip.end), facts.task.evidence, facts.durations[clip.video]):
             return 1.0
     return 0.0
+
+
+def zoom_overlap_reward(facts: StepFacts) -> float | None:
+    """1.0 when a close look of this step overlaps gold evidence at all (IoU > 0), else 0.0: LOVE-R1's zoom reward.
+
+    A window that touches the evidence for a moment counts in full; `zoom`, `zoom_iou` and `zoom_gain` do not allow
+    that.
+    """
+    return None if not _looks_can_be_told(facts) else float(best_iou(facts.task.evidence, _windows(facts.close)) > 0)
+
+
+def zoom_iou_reward(facts: StepFacts) -> float | None:
+    """Largest temporal IoU of a close look of this step with a gold window, 0 to 1."""
+    return None if not _looks_can_be_told(facts) else best_iou(facts.task.evidence, _windows(facts.close))
+
+
+def zoom_recall_reward(facts: StepFacts) -> float | None:
+    """Share of the gold seconds that this step's close looks cover, 0 to 1. Long looks are free in it: add a cost."""
+    return None if not _looks_can_be_told(facts) else window_recall(facts.task.evidence, _windows(facts.close))
+
+
+def zoom_gain_reward(facts: StepFacts, *, measure: Literal["iou", "recall"] = "iou") -> float | None:
+    """How much this step's close looks improve on the best so far, 0 to 1; the sum over an episode is its final best.
+
+    `measure` "iou": of the best IoU of any close look with a gold window. "recall": of the share of gold seconds
+    covered. (Video-MTR rewards a look that improves the best IoU so far with a constant.)
+    """
+    if not _looks_can_be_told(facts):
+        return None
+    gold, before = facts.task.evidence, _windows(facts.earlier)
+    now = before + _windows(facts.close)
+    if measure == "iou":
+        return best_iou(gold, now) - best_iou(gold, before)
+    if measure == "recall":
+        return window_recall(gold, now) - window_recall(gold, before)
+    raise ValueError(f"zoom_gain measures 'iou' or 'recall', got {measure!r}")
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
 
 
 def answer_reward(facts: StepFacts) -> float | None:
@@ -65,48 +138,55 @@ def answer_reward(facts: StepFacts) -> float | None:
     return None if correct is None else float(correct)
 
 
+def answer_score_reward(facts: StepFacts) -> float | None:
+    """How right the answer is, 0 to 1 by its kind (`answers.answer_score`); otherwise as `answer_reward`."""
+    if facts.answer is None and not facts.forced:
+        return None
+    return answer_score(facts.task, facts.answer)
+
+
+# --- cost ------------------------------------------------------------------------------------------------------------
+
+
+def cost_reward(
+    facts: StepFacts, *, per_step: float = 1.0, per_frame: float = 0.0, per_visual_token: float = 0.0
+) -> float:
+    """Minus what the step spent: a price for the step itself, for each frame and for each visual token it showed.
+
+    The default is -1 for every step; set the prices by the options of the stream, and its weight apart.
+    """
+    return -(per_step + per_frame * facts.frames + per_visual_token * facts.visual_tokens)
+
+
+# --- single papers ---------------------------------------------------------------------------------------------------
+
+
+def love_r1_accuracy(facts: StepFacts) -> float | None:
+    """LOVE-R1's accuracy as far as the step itself tells it; a zoom's is told later, by `zoom_by_answer`.
+
+    A step that was not carried out earns 0. On grounding tasks (evidence known and no gold answer) a zoom earns 1 when
+    it overlaps a gold window at all. On all others an answer earns 1 when it is right, and evidence is not looked at.
+    """
+    if facts.outcome != "ok":
+        return 0.0
+    if facts.task.answer is None:
+        return zoom_overlap_reward(facts)
+    return answer_reward(facts)
+
+
+def love_r1_format_published(facts: StepFacts) -> float:
+    """LOVE-R1's format reward as its code has it, loophole and all; `format` is the rule that it describes.
+
+    A message that begins with neither sentence keeps its reward: 1.0 for the outcome "no_call" of the dialect
+    `love_r1`. For reproducing that behaviour, and for nothing else.
+    """
+    return 1.0 if facts.outcome in ("ok", "no_call") else 0.0
+
+
 DEFAULT_REWARDS: dict[str, RewardFn] = {"format": format_reward, "zoom": zoom_reward, "answer": answer_reward}
 
 
-def is_correct(task: Task, answer: Answer | None) -> bool | None:
-    """Whether an answer is right; None when that cannot be told by comparing.
-
-    With options the chosen one must be the gold one, whatever the answer kind. Without, the kinds "text" and "choice"
-    compare `normalise`d text, and "numeric" the one number in each answer. "ocr", "regression" and "grounding" are
-    matters of degree (word errors, distance, overlap) and belong to a scorer: None. None too for a task without a gold
-    answer, and for a numeric one whose gold answer holds no single number. No answer at all is wrong.
-    """
-    if task.answer is None:
-        return None
-    if task.options:
-        return answer is not None and answer.choice == task.gold_choice
-    if task.answer_kind == "numeric":
-        gold = number_in(task.answer)
-        if gold is None:
-            return None
-        given = None if answer is None else number_in(answer.text)
-        return given is not None and math.isclose(given, gold, rel_tol=1e-6, abs_tol=1e-9)
-    if task.answer_kind in ("text", "choice"):
-        return (
-            answer is not None and len(answer.text) <= MAX_ANSWER and normalise(answer.text) == normalise(task.answer)
-        )
-    return None
-
-
-def normalise(text: str) -> str:
-    """A free answer as it is compared: NFKC, no case, single spaces, no quotes or stops around it."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(folded.split()).strip("\"'`.!?,;: ")
-
-
-def number_in(text: str) -> float | None:
-    """The one number in a text ("about 1,200 m" is 1200.0); None when there is none, or more than one."""
-    plain = unicodedata.normalize("NFKC", text[:MAX_ANSWER]).replace("\N{MINUS SIGN}", "-")
-    found = [match.group() for match in _NUMBER.finditer(plain)]
-    if len(found) != 1:
-        return None
-    value = float(found[0].replace(",", ""))
-    return value if math.isfinite(value) else None
+# --- windows ---------------------------------------------------------------------------------------------------------
 
 
 def window_recall(gold: Sequence[Window], watched: Sequence[Window]) -> float:
@@ -128,3 +208,12 @@ def window_recall(gold: Sequence[Window], watched: Sequence[Window]) -> float:
 def best_iou(gold: Sequence[Window], watched: Sequence[Window]) -> float:
     """Largest temporal intersection over union between a gold and a watched window, 0 to 1; 0 without either."""
     return max((window_iou(a, b) for a in gold for b in watched), default=0.0)
+
+
+def _looks_can_be_told(facts: StepFacts) -> bool:
+    """There is a close look, and it is known where the evidence is."""
+    return bool(facts.task.evidence) and bool(facts.close) and len(facts.task.videos) <= 1
+
+
+def _windows(clips: Sequence[Clip]) -> list[Window]:
+    return [(clip.start, clip.end) for clip in clips]

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from closeup.tools.video.sampling import frame_count
+
+ANY_LENGTH = 1e9
+"""Seconds no video lasts: as `max_seconds`, no limit."""
+
 
 class ToolRules(BaseModel):
     """Limits the tools enforce; a refusal names the rule and what would be allowed.
@@ -14,6 +19,11 @@ class ToolRules(BaseModel):
         max_overlap: a close look whose temporal IoU with an earlier one exceeds this is refused; 1 allows all.
         past_end_seconds: how far past the video's end a window may reach; it is cut at the end. More is refused.
         zoom_frames: frames of a close look; `zoom_pixels` the area of each (pixels).
+        zoom_fps: frames per second of a close look, at most `zoom_frames` of them; 0: always `zoom_frames`.
+        short_seconds: a close look at a video shorter than this has frames of `short_factor` times the area; 0: none
+            has.
+        widen_seconds: a window is widened by this on either side, inside the video.
+        widen_to_seconds, widen_to_fraction: and then to the smaller of these many seconds and this share of the video.
         resample_max_frames: most frames one resample may ask for; `skim_pixels` the area of each (pixels).
         tool_seconds: wall time one tool call may take, in seconds.
     """
@@ -27,6 +37,12 @@ class ToolRules(BaseModel):
     past_end_seconds: float = Field(default=0.5, ge=0)
     zoom_frames: int = Field(default=16, ge=1)
     zoom_pixels: int = Field(default=256 * 28 * 28, gt=0)
+    zoom_fps: float = Field(default=0.0, ge=0)
+    short_seconds: float = Field(default=0.0, ge=0)
+    short_factor: float = Field(default=2.0, ge=1)
+    widen_seconds: float = Field(default=0.0, ge=0)
+    widen_to_seconds: float = Field(default=0.0, ge=0)
+    widen_to_fraction: float = Field(default=0.0, ge=0, le=1)
     resample_max_frames: int = Field(default=256, ge=1)
     skim_pixels: int = Field(default=32 * 28 * 28, gt=0)
     tool_seconds: float = Field(default=60.0, gt=0)
@@ -47,7 +63,58 @@ class ToolRules(BaseModel):
         shortest = min(self.min_seconds, duration)
         return shortest, max(shortest, min(self.max_seconds, self.max_fraction * duration))
 
+    def widened(self, start: float, end: float, duration: float) -> tuple[float, float]:
+        """A window (seconds) as it is shown: widened on both sides, then to the least length; inside the video.
+
+        A window at an edge of the video grows on its other side, so that the least length is reached where the video
+        has it.
+        """
+        start, end = max(0.0, start - self.widen_seconds), min(duration, end + self.widen_seconds)
+        length = min(self.widen_to_seconds, self.widen_to_fraction * duration)
+        if end - start < length:
+            start = min(max(0.0, (start + end - length) / 2), duration - length)
+            end = start + length
+        return start, end
+
+    def frames_of(self, seconds: float) -> int:
+        """How many frames a close look of this length has."""
+        if not self.zoom_fps:
+            return self.zoom_frames
+        return frame_count(seconds, self.zoom_fps, max_frames=self.zoom_frames)
+
+    def pixels_of(self, duration: float) -> int:
+        """The area of a close look's frames (pixels) in a video of `duration` seconds."""
+        return round(self.zoom_pixels * self.short_factor) if duration < self.short_seconds else self.zoom_pixels
+
+    @classmethod
+    def love_r1_evaluation(cls, *, zoom_frames: int = 32, widen_to_seconds: float = 30.0) -> ToolRules:
+        """LOVE-R1's rules at evaluation: a window is widened, then shown unless it overlaps an earlier one by IoU >
+        0.3.
+
+        It grows by 5 s on either side and then to min(30 s, T/8); no longest window is named. A close look has 2 frames
+        a second, 32 at most; in a video shorter than 60 s their area is doubled. On LongVideoBench a close look has 16
+        frames and the second widening is left out.
+        """
+        return cls(
+            min_seconds=3.0,
+            max_seconds=ANY_LENGTH,
+            max_fraction=1.0,
+            max_overlap=0.3,
+            past_end_seconds=1.0,
+            zoom_frames=zoom_frames,
+            zoom_fps=2.0,
+            short_seconds=60.0,
+            widen_seconds=5.0,
+            widen_to_seconds=widen_to_seconds,
+            widen_to_fraction=1 / 8,
+        )
+
     @classmethod
     def love_r1(cls) -> ToolRules:
-        """LOVE-R1's rules in reinforcement: 1 s to min(T/2, 60 s), end <= T + 1 s, IoU with earlier clips <= 0.7."""
-        return cls(min_seconds=1.0, max_seconds=60.0, max_fraction=0.5, max_overlap=0.7, past_end_seconds=1.0)
+        """LOVE-R1's rules in reinforcement: 1 s to min(T/2, 60 s), end <= T + 1 s, IoU with earlier clips <= 0.7.
+
+        A close look has 2 frames a second, 16 at most.
+        """
+        return cls(
+            min_seconds=1.0, max_seconds=60.0, max_fraction=0.5, max_overlap=0.7, past_end_seconds=1.0, zoom_fps=2.0
+        )

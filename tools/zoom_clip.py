@@ -28,24 +28,26 @@ class ZoomClip(Tool[ZoomArgs]):
     name = "zoom_clip"
 
     def run(self, args: ZoomArgs, context: ToolContext) -> ToolResult:
-        """One clip of `rules.zoom_frames` frames at `rules.zoom_pixels`. Raises `ToolError` for a bad window."""
+        """One clip, as many and as large frames as `rules` say for its window. Raises `ToolError` for a bad window."""
         rules = context.rules
         video, start, end = resolve_window(context, args.video, args.start, args.end)
+        start, end = rules.widened(start, end, video.duration)
         _check_length(end - start, rules.window_seconds(video.duration))
         overview = overview_of(video.identity, context.seen)
         clip = Clip(
             video=video.identity,
             start=start,
             end=end,
-            num_frames=rules.zoom_frames,
+            num_frames=rules.frames_of(end - start),
             placement="left",
-            pixels=rules.zoom_pixels,
+            pixels=rules.pixels_of(video.duration),
             overlay=overview.overlay if overview else None,
         )
         _check_overlap(clip, context)
-        if context.frames_left is not None and context.frames_left < rules.zoom_frames:
+        frames = len(clip.times())
+        if context.frames_left is not None and context.frames_left < frames:
             raise ToolError(
-                f"a close look needs {rules.zoom_frames} frames and only {max(0, context.frames_left)} are left. "
+                f"a close look needs {frames} frames and only {max(0, context.frames_left)} are left. "
                 "Answer from what you have seen."
             )
         return ToolResult(clips=(clip,))

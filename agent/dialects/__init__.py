@@ -6,8 +6,10 @@ import difflib
 
 from closeup.agent.dialects.base import Dialect
 from closeup.agent.dialects.hermes import Hermes
+from closeup.agent.dialects.love_r1 import LoveR1
+from closeup.agent.dialects.think_answer import ThinkAnswer
 
-DIALECTS: dict[str, type[Dialect]] = {Hermes.name: Hermes}
+DIALECTS: dict[str, type[Dialect]] = {dialect.name: dialect for dialect in (Hermes, LoveR1, ThinkAnswer)}
 
 
 def get_dialect(name: str) -> Dialect:

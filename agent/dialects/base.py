@@ -90,6 +90,14 @@ class View:
     notice: str = ""
 
 
+def shown(clips: Sequence[tuple[str, Clip]]) -> list[str | Clip]:
+    """Content of a message: each clip on a line of its own, after its heading if it has one."""
+    content: list[str | Clip] = []
+    for heading, clip in clips:
+        content += [heading + "\n" if heading else "", clip, "\n"]
+    return content
+
+
 class Dialect(ABC):
     """How one family of agents writes actions. Stateless: one instance serves every episode."""
 
@@ -115,6 +123,13 @@ class Dialect(ABC):
     @abstractmethod
     def write(self, thought: str, call: ToolCall) -> str:
         """The assistant message that says `thought` and makes `call`: the inverse of `parse`, for experts and tests."""
+
+    def fit(self, call: ToolCall, options: Sequence[str]) -> ToolCall:
+        """`call` as it is meant for a task with these answer options (empty for a free answer).
+
+        For dialects whose answers do not say whether they are a letter or words; others return the call as it is.
+        """
+        return call
 
     def plain(self, text: str) -> str:
         """`text` of a task or a tool, such that it cannot be taken for this dialect's own marks."""

@@ -18,7 +18,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from closeup.agent.dialects.base import Dialect, FormatError, FormatOutcome, Parsed, ToolCall, View
+from closeup.agent.dialects.base import Dialect, FormatError, FormatOutcome, Parsed, ToolCall, View, shown
 from closeup.agent.dialects.diagnose import likely_call
 from closeup.agent.dialects.strict_json import StrictJSONError, loads
 from closeup.agent.messages import Message
@@ -73,7 +73,7 @@ class Hermes(Dialect):
 
     def start(self, view: View) -> tuple[Message, ...]:
         """One `user` message: overviews, clips seen before, and the question."""
-        content: list[str | Clip] = [*_shown((*view.overviews, *view.clips)), view.question]
+        content: list[str | Clip] = [*shown((*view.overviews, *view.clips)), view.question]
         if view.notice:
             content.append("\n" + view.notice)
         return (Message.of("user", *content),)
@@ -81,7 +81,7 @@ class Hermes(Dialect):
     def observe(self, view: View) -> tuple[Message, ...]:
         """One `tool` message with the news."""
         news = [view.news + "\n"] if view.news else []
-        content: list[str | Clip] = ["<tool_response>\n", *news, *_shown(view.new_clips), "</tool_response>"]
+        content: list[str | Clip] = ["<tool_response>\n", *news, *shown(view.new_clips), "</tool_response>"]
         if view.notice:
             content.append("\n" + view.notice)
         return (Message.of("tool", *content),)
@@ -110,14 +110,6 @@ class Hermes(Dialect):
 
 def _plain(text: str) -> str:
     return _TAG.sub(r"< \1", text)
-
-
-def _shown(clips: Sequence[tuple[str, Clip]]) -> list[str | Clip]:
-    """Each clip on a line of its own, after its heading if it has one."""
-    content: list[str | Clip] = []
-    for heading, clip in clips:
-        content += [heading + "\n" if heading else "", clip, "\n"]
-    return content
 
 
 def _call(thought: str, body: str) -> Parsed:

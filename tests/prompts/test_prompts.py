@@ -15,7 +15,7 @@ OPTIONS = [{"letter": letter, "text": text} for letter, text in zip("ABCD", "371
 
 
 def test_every_set_has_every_template() -> None:
-    assert prompts.prompt_sets() == ("default", "tiny")
+    assert prompts.prompt_sets() == ("default", "longvila_r1", "longvila_r1_direct", "love_r1", "tiny")
     environment = prompts._environment()
     for name in prompts.prompt_sets():
         found = {t for t in environment.list_templates(["jinja"]) if t.startswith(f"{name}/")}
@@ -79,7 +79,7 @@ def test_template_syntax_in_a_value_is_text() -> None:
 
 
 def test_unknown_names_say_what_there_is() -> None:
-    with pytest.raises(prompts.PromptError, match="'nowhere'.*default, tiny"):
+    with pytest.raises(prompts.PromptError, match="'nowhere'.*default, .*tiny"):
         prompts.render("nowhere", "question", **QUESTION)
     with pytest.raises(prompts.PromptError, match="'farewell'.*question"):
         prompts.render("tiny", "farewell")
