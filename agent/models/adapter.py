@@ -29,6 +29,7 @@ from closeup.tools.video.reader import Video
 if TYPE_CHECKING:
     import torch
 
+    from closeup.agent.models.featurecache import ClipRecords
     from closeup.agent.models.load import Checkpoint
 
 Grid = tuple[int, int, int]
@@ -62,7 +63,7 @@ class Encoded:
     Attributes:
         ids: token ids, pads expanded.
         media: the clips, in order of appearance.
-        frames: decoded frames by `Media.key`: uint8, T x H x W x 3, as many as were shown.
+        frames: decoded frames by `Media.key`: uint8, T x H x W x 3; a clip that `Adapter.records` knows is not decoded.
     """
 
     ids: tuple[int, ...]
@@ -84,6 +85,8 @@ class Adapter(ABC):
         max_context: most tokens the model takes. axes: rows of `positions`.
         timestamps: how a frame's time reaches the model ("text" or "position").
         tokenizer_digest: names the tokenizer, for records.
+        processor_digest: names how pixels become the tower's input (normalisation, patches), for caches.
+        records: what requests for clips became earlier; with it `encode` decodes only clips it does not know.
     """
 
     family: ClassVar[str]
@@ -97,6 +100,8 @@ class Adapter(ABC):
     max_context: int
     timestamps: str
     tokenizer_digest: str
+    processor_digest: str
+    records: ClipRecords | None = None
 
     @abstractmethod
     def encode(

@@ -92,6 +92,9 @@ class Qwen25VLAdapter(Adapter):
         self._table = pixel_table(
             pixel_settings["image_mean"], pixel_settings["image_std"], pixel_settings.get("rescale_factor", 1 / 255)
         )
+        how = hashlib.blake2b(f"{self.family} 1:{patch}:{merge}:{temporal}:".encode(), digest_size=8)
+        how.update(self._table.tobytes())
+        self.processor_digest = how.hexdigest()
         size = pixel_settings.get("size") or {}
         smallest = size.get("shortest_edge") or pixel_settings.get("min_pixels") or (patch * merge) ** 2
         self.geometry = VisionGeometry(patch=patch, merge=merge, temporal=temporal, min_pixels=int(smallest))
@@ -160,7 +163,8 @@ class Qwen25VLAdapter(Adapter):
                 if isinstance(part, ClipPart):
                     item, pixels = self._resolve(part.clip, videos)
                     media.append(item)
-                    frames[item.key] = pixels
+                    if pixels is not None:
+                        frames[item.key] = pixels
                     pieces += self._blocks(item)
                 else:
                     pieces.append(part.text)
@@ -175,7 +179,8 @@ class Qwen25VLAdapter(Adapter):
         return tuple(self._encoder.join([text, self._id["<|im_end|>"]] if closed else [text]))
 
     def frames(self, media: Media, videos: Mapping[str, Video]) -> NDArray[np.uint8]:
-        found, pixels = self._resolve(media.record.clip, videos)
+        found, pixels = self._resolve(media.record.clip, videos, decode=True)
+        assert pixels is not None
         if found.key != media.key:
             raise EncodeError(
                 f"the clip from {media.record.clip.start:g} s to {media.record.clip.end:g} s of video "
@@ -197,13 +202,18 @@ class Qwen25VLAdapter(Adapter):
         spacing = (starts[-1] - starts[0]) / (t - 1) if t > 1 else 1.0
         return Media(record, record.digest, grids, spacing)
 
-    def _resolve(self, clip: Clip, videos: Mapping[str, Video]) -> tuple[Media, NDArray[np.uint8]]:
+    def _resolve(
+        self, clip: Clip, videos: Mapping[str, Video], *, decode: bool = False
+    ) -> tuple[Media, NDArray[np.uint8] | None]:
+        """What a clip becomes, and its pixels; None when its record is known and `decode` does not ask for them."""
         video = videos.get(clip.video)
         if video is None:
             raise EncodeError(
                 f"a clip is of video {clip.video}, which is not open (open: {', '.join(videos) or 'none'})"
             )
         size = self.geometry.size(video.width, video.height, clip.pixels)
+        if self.records is not None and not decode and (known := self.records.find(clip, video, size)) is not None:
+            return self.media(known), None
         begun = time.perf_counter()
         shown = video.frames(clip, size)
         digest = hashlib.blake2b(str(shown.pixels.shape).encode(), digest_size=16)
@@ -218,6 +228,8 @@ class Qwen25VLAdapter(Adapter):
             seconds=time.perf_counter() - begun,
             digest=digest.hexdigest(),
         )
+        if self.records is not None:
+            self.records.remember(record, video)
         return self.media(record), shown.pixels
 
     def _blocks(self, item: Media) -> list[str | int]:

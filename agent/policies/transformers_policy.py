@@ -22,6 +22,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 
 from closeup.agent.messages import Message
 from closeup.agent.models.adapter import Adapter, Encoded, EncodeError, Media
+from closeup.agent.models.featurecache import FeatureCache
 from closeup.agent.models.load import Timestamps, load_adapter
 from closeup.agent.models.media import MediaStore, weights_digest
 from closeup.agent.policies.base import Completion, Policy, Request, TokenCallback
@@ -74,6 +76,7 @@ class TransformersPolicy(Policy):
         max_batch: int = 64,
         kv_cache_bytes: int = 2 << 30,
         feature_cache_bytes: int = 1 << 30,
+        feature_cache_dir: Path | None = None,
         max_context: int | None = None,
         trust_remote_code: bool = False,
     ) -> None:
@@ -86,11 +89,13 @@ class TransformersPolicy(Policy):
             timestamps: how a frame's time reaches the model; the preset's value.
             max_batch: requests sampled together; more are done in turn.
             kv_cache_bytes: most bytes of keys and values kept between turns, all episodes together.
-            feature_cache_bytes: most bytes of vision features kept.
+            feature_cache_bytes: most bytes of vision features kept in memory.
+            feature_cache_dir: folder of a cache that outlives the process (`closeup cache build` fills one); clips that
+                are in it are neither decoded nor encoded. For towers that are not being trained.
             max_context: most tokens of a context, when it shall be less than the model takes.
 
         Raises:
-            ModelError: see `closeup.agent.models.load`.
+            ModelError: see `closeup.agent.models.load`. CacheError: `feature_cache_dir` cannot be used.
         """
         if max_batch < 1:
             raise ValueError(f"max_batch must be at least 1, got {max_batch}")
@@ -103,7 +108,10 @@ class TransformersPolicy(Policy):
         self.geometry = self.adapter.geometry
         self.name = f"transformers:{self.adapter.checkpoint.model}"
         self.max_context = min(self.adapter.max_context, max_context or self.adapter.max_context)
-        self.media = MediaStore(self.adapter, max_bytes=feature_cache_bytes)
+        disk = None if feature_cache_dir is None else FeatureCache(feature_cache_dir)
+        self.media = MediaStore(self.adapter, max_bytes=feature_cache_bytes, disk=disk)
+        if disk is not None:
+            self.adapter.records = disk
         self._book = EpisodeBook(kv_cache_bytes)
         self._weights = weights_digest(self.adapter.model)
         self._max_batch = max_batch
