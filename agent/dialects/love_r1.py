@@ -152,7 +152,7 @@ def _window_text(call: ToolCall) -> str:
     if arguments.pop("video", 0) != 0 or set(arguments) != {"start", "end"}:
         raise ValueError(f"a zoom in 'love_r1' has a start and an end, in the first video; got {dict(call.arguments)}")
     start, end = arguments["start"], arguments["end"]
-    if any(isinstance(at, bool) or not isinstance(at, int | float) or at != int(at) for at in (start, end)):
+    if any(isinstance(at, bool) or not isinstance(at, int | float) or at % 1 != 0 for at in (start, end)):
         raise ValueError(f"a zoom in 'love_r1' has whole seconds, got {start!r} and {end!r}; round them outwards")
     return f"[{int(start)}, {int(end)}]"
 
