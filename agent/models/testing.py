@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,12 +36,14 @@ _SPLIT = (
 )
 
 
-def write_random_checkpoint(folder: Path, *, seed: int = 0, **text: Any) -> Path:
+def write_random_checkpoint(
+    folder: Path, *, seed: int = 0, vision: Mapping[str, Any] | None = None, **text: Any
+) -> Path:
     """Write a random Qwen2.5-VL checkpoint and return its folder.
 
     Args:
         folder: created if needed. seed: of the weights.
-        text: settings of the text model that replace the small defaults.
+        text, vision: settings of the text model and of the tower that replace the small defaults.
     """
     import torch
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -74,7 +76,8 @@ def write_random_checkpoint(folder: Path, *, seed: int = 0, **text: Any) -> Path
             "fullatt_block_indexes": [1],
             "tokens_per_second": 2,
             "initializer_range": 0.1,
-        },
+        }
+        | dict(vision or {}),
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"],
