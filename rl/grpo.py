@@ -1,0 +1,336 @@
+"""`GRPOTrainer`: groups of multi-turn rollouts, step credit, and the policy-gradient losses of GRPO's family.
+
+One generation: rollouts of `num_generations` episodes per task, rewards, advantages, one tree per group, and (where
+more than one update follows) old log-probabilities through the very forward that trains. Then `updates_per_generation`
+updates. Reference log-probabilities come from a frozen copy, or from the model with its adapters switched off.
+
+Sources: GRPO (Shao et al. 2024, arXiv 2402.03300); dynamic sampling (DAPO, Yu et al. 2025, arXiv 2503.14476). The loss
+is `closeup.rl.losses`, credit `closeup.rl.advantages`.
+
+Invariants
+1. Generation k has tasks and seeds that depend on (seed, k, process, attempt) alone.
+2. Denominators count the targets of the whole global batch, of all processes.
+3. A group that teaches nothing (all advantages 0) is counted, and forwarded only when a KL term wants it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.trainer_callback import TrainerCallback
+
+from closeup.agent.events import Event
+from closeup.agent.models.adapter import Adapter
+from closeup.agent.policies.base import Policy
+from closeup.agent.preset import Preset
+from closeup.agent.task import Task
+from closeup.agent.trajectory import Trajectory, write_trajectories
+from closeup.rl.advantages import estimate, has_signal, lone
+from closeup.rl.config import GRPOConfig
+from closeup.rl.credit import GroupRewards, as_metrics, group_rewards, masked_second_zoom, stream_statistics
+from closeup.rl.forward import LossOf
+from closeup.rl.generation import TrainGroup, load_groups, longest_path, save_groups, train_group
+from closeup.rl.losses import pair_weights, policy_loss
+from closeup.rl.processes import gathered
+from closeup.rl.reward_config import build_rewards
+from closeup.rl.rollout import Group, Rollouts, draw_seed, task_order
+from closeup.rl.statistics import zoom_hit
+from closeup.rl.trainable import reference_of
+from closeup.rl.trainer import TrainTree, TreeTrainer
+
+log = logging.getLogger(__name__)
+
+
+class RolloutError(RuntimeError):
+    """No episode of a generation could be run; the message holds the first one's reason."""
+
+
+class GRPOTrainer(TreeTrainer):
+    """Group-relative policy optimisation on trees."""
+
+    config: GRPOConfig
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        config: GRPOConfig,
+        preset: Preset,
+        tasks: Sequence[Task],
+        *,
+        policy: Policy | None = None,
+        evaluation_tasks: Sequence[Task] = (),
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        """Prepare; see `TreeTrainer`.
+
+        Args:
+            tasks: to train on; gold answers and evidence are for the rewards.
+
+        Raises:
+            ValueError: no tasks, or two with one id.
+        """
+        if not tasks:
+            raise ValueError("there is no task to train on")
+        if len({task.id for task in tasks}) != len(tasks):
+            raise ValueError("two tasks to train on have one id; ids name episodes and seeds")
+        super().__init__(
+            adapter,
+            config,
+            preset,
+            max_steps=config.max_steps,
+            policy=policy,
+            evaluation_tasks=evaluation_tasks,
+            temperature=config.temperature,
+            callbacks=callbacks,
+        )
+        self.tasks = tuple(tasks)
+        self.rewards = build_rewards(config.rewards, policy=self.policy, preset=preset)
+        self.reference = reference_of(adapter) if config.beta and config.lora is None else None
+        self.rollouts = Rollouts(
+            self.policy,
+            preset,
+            num_generations=config.num_generations,
+            rewards=self.rewards.immediate,
+            scorers=self.rewards.scorers,
+            temperature=config.temperature,
+            max_completion_length=config.max_completion_length,
+            max_live=config.max_live,
+            greedy=config.advantage == "remax",
+        )
+        self.generation: tuple[int, list[TrainGroup]] | None = None
+        self._prefetched: Future[None] | None = None
+
+    # ---- updates -----------------------------------------------------------------------------------------------------
+
+    def next_batches(self, number: int) -> list[list[TrainTree]]:
+        config = self.config
+        wanted, place = divmod(number, config.updates_per_generation)
+        if self.generation is None or self.generation[0] != wanted:
+            self.generation = (wanted, self._generate(wanted))
+        groups = self.generation[1]
+        each = config.per_device_train_batch_size
+        begin = (place % config.slices) * config.gradient_accumulation_steps * each
+        mine = groups[begin : begin + config.gradient_accumulation_steps * each]
+        trees = self._with_losses(mine)
+        return [
+            [tree for tree in trees[i * each : (i + 1) * each] if tree is not None]
+            for i in range(config.gradient_accumulation_steps)
+        ]
+
+    def _with_losses(self, groups: Sequence[TrainGroup]) -> list[TrainTree | None]:
+        """Each group's tree with its loss, None for one that teaches nothing; weights over the whole global batch."""
+        config, rank = self.config, self.accelerator.process_index
+        mine = [(rank, index, group.lengths) for index, group in enumerate(groups)]
+        every = mine if self.accelerator.num_processes == 1 else gathered(mine)
+        lengths = np.concatenate([counts[counts > 0] for _, _, counts in every] or [np.zeros(0)])
+        if not len(lengths):
+            return [None] * len(groups)
+        names = np.concatenate([np.full((counts > 0).sum(), which) for which, (_, _, counts) in enumerate(every)])
+        constant = (config.max_completion_length or self.preset.budget.max_new_tokens) * self.preset.budget.max_steps
+        weights = pair_weights(
+            lengths.tolist(), config.loss_type, max_completion_length=constant, batches=names.tolist()
+        ).numpy()
+        offset, made = 0, list[TrainTree | None]()
+        for owner, index, counts in every:
+            some = int((counts > 0).sum())
+            part = weights[offset : offset + some]
+            offset += some
+            if owner != rank:
+                continue
+            group = groups[index]
+            learns = some and (config.beta > 0 or has_signal(group.advantages))
+            if group.tree is None or not learns:
+                made.append(None)
+                continue
+            of_rows = np.zeros(len(counts))
+            of_rows[counts > 0] = part
+            made.append(TrainTree(group.tree, self._loss(group, of_rows), group.videos))
+        return made
+
+    def _loss(self, group: TrainGroup, weights: Any) -> LossOf:
+        batch = group.batch(weights, self.adapter.model.device)
+        settings = self.config.loss
+
+        def loss_of(logprobs: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+            loss, metrics = policy_loss(logprobs, batch.take(index), settings)
+            self.measure(metrics)
+            return loss
+
+        return loss_of
+
+    # ---- rollouts ----------------------------------------------------------------------------------------------------
+
+    def _generate(self, number: int) -> list[TrainGroup]:
+        """Generation `number`: rollouts, credit, trees, and the log-probabilities that later updates compare with."""
+        config = self.config
+        places = config.per_device_train_batch_size * config.micro_steps
+        groups = self._sampled(number, self._tasks_of(number, places), attempt=0)
+        if config.dynamic_sampling:
+            groups = self._refilled(number, groups)
+        self._write(number, groups)
+        self._note_rollouts(groups)
+        if config.updates_per_generation > 1 or config.beta:
+            self.model.eval()
+            for group in groups:
+                self._score(group)
+        self._prefetched = self.rollouts.prefetch(self._tasks_of(number + 1, places))
+        return groups
+
+    def _tasks_of(self, number: int, places: int) -> list[Task]:
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        begin = (number * world + rank) * places
+        order = task_order(len(self.tasks), begin, places, seed=self.config.seed, shuffle=self.config.shuffle_dataset)
+        return [self.tasks[index] for index in order]
+
+    def _sampled(self, number: int, tasks: Sequence[Task], *, attempt: int) -> list[TrainGroup]:
+        """Rollouts of these tasks with their advantages."""
+        if self._prefetched is not None:
+            self._prefetched.result()
+            self._prefetched = None
+        seed = draw_seed(self.config.seed, number, self.accelerator.process_index, attempt)
+        with self.writing():
+            found = self.rollouts.groups(tasks, seed=seed, on_event=self._told)
+        broken = [t for group in found for t in group.trajectories if t.outcome.failed]
+        if broken and len(broken) == sum(len(group.trajectories) for group in found):
+            raise RolloutError(
+                f"all {len(broken)} episodes of generation {number} failed, so there is nothing to learn from; the first,"
+                f" {broken[0].id}: {broken[0].outcome.reason}"
+            )
+        return self._credited(found)
+
+    def _told(self, event: Event) -> None:
+        self.check_stop()
+
+    def _credited(self, found: Sequence[Group]) -> list[TrainGroup]:
+        config = self.config
+        rewards = [self._rewards(group.trajectories) for group in found]
+        greedy = (
+            [self._rewards([g.greedy]) for g in found if g.greedy is not None] if config.advantage == "remax" else None
+        )
+        every, mine = rewards, slice(0, len(rewards))
+        if config.advantage == "reinforce_plus_plus" and self.accelerator.num_processes > 1:
+            shared = gathered([(self.accelerator.process_index, rewards)])
+            before = sum(len(of) for rank, of in shared if rank < self.accelerator.process_index)
+            every, mine = [r for _, of in shared for r in of], slice(before, before + len(rewards))
+        advantages = estimate(config.advantage, every, self.rewards.weights, greedy=greedy, **config.estimator_options)[
+            mine
+        ]
+        if config.advantage == "decoupled":
+            self.note(lone_steps=float(sum(lone(r, self.rewards.weights).sum() for r in rewards)))
+        return [
+            train_group(group.trajectories, of, advantage, self.adapter, max_length=config.max_length)
+            for group, of, advantage in zip(found, rewards, advantages, strict=True)
+        ]
+
+    def _rewards(self, trajectories: Sequence[Trajectory]) -> GroupRewards:
+        config = self.config
+
+        def masked(trajectory: Trajectory) -> frozenset[int]:
+            if config.overlength == "mask" and longest_path(trajectory) > (config.max_length or 0):
+                return frozenset(range(len(trajectory.steps)))
+            return masked_second_zoom(trajectory) if config.mask_second_zoom else frozenset()
+
+        return group_rewards(
+            trajectories, self.rewards.streams, mask_truncated=config.mask_truncated_completions, masked=masked
+        )
+
+    def _refilled(self, number: int, groups: list[TrainGroup]) -> list[TrainGroup]:
+        """With groups that teach nothing replaced by other tasks' as long as tries are left; the rest left out."""
+        config, dropped = self.config, 0
+        for attempt in range(1, config.dynamic_sampling_max_tries + 1):
+            empty = [i for i, group in enumerate(groups) if not has_signal(group.advantages)]
+            if not any(empty) and not empty:
+                break
+            dropped += len(empty)
+            rng = np.random.default_rng([config.seed, number, self.accelerator.process_index, attempt])
+            others = [self.tasks[i] for i in rng.integers(len(self.tasks), size=len(empty))]
+            for place, group in zip(empty, self._sampled(number, others, attempt=attempt), strict=True):
+                groups[place] = group
+        kept = [group for group in groups if has_signal(group.advantages)]
+        self.note(
+            **{
+                "dynamic_sampling/dropped": float(dropped + len(groups) - len(kept)),
+                "dynamic_sampling/unfilled": float(len(groups) - len(kept)),
+            }
+        )
+        return kept
+
+    @torch.no_grad()
+    def _score(self, group: TrainGroup) -> None:
+        """Old and reference log-probabilities of a group."""
+        if group.tree is None:
+            return
+        if self.config.updates_per_generation > 1:
+            group.old = self.score(group.tree, group.videos).cpu()
+        if self.config.beta:
+            off = self.model.disable_adapter() if self.reference is None else nullcontext()
+            with off:
+                group.reference = self.score(group.tree, group.videos, reference=self.reference).cpu()
+
+    # ---- records -----------------------------------------------------------------------------------------------------
+
+    def _write(self, number: int, groups: Sequence[TrainGroup]) -> None:
+        """Keep the generation's trajectories on disk, and forget the oldest."""
+        if not self.config.keep_rollouts:
+            return
+        folder, rank = Path(self.args.output_dir) / "rollouts", self.accelerator.process_index
+        suffix = f"-rank{rank}" if self.accelerator.num_processes > 1 else ""
+        place = folder / f"generation-{number:06d}{suffix}.jsonl"
+        partial = place.with_suffix(".part")
+        write_trajectories(partial, [t for group in groups for t in group.trajectories])
+        partial.replace(place)
+        old = sorted(folder.glob(f"generation-*{suffix}.jsonl"))
+        for path in old[: -self.config.keep_rollouts]:
+            path.unlink()
+
+    def _note_rollouts(self, groups: Sequence[TrainGroup]) -> None:
+        """Take the generation's figures into the next log."""
+        every = [t for group in groups for t in group.trajectories]
+        sound = [t for t in every if not t.outcome.failed]
+        hits = [hit for t in sound if (hit := zoom_hit(t)) is not None]
+        judged = [t.outcome.correct for t in sound if t.outcome.correct is not None]
+        trees = [group.tree for group in groups if group.tree is not None]
+        numbers = {
+            "rollouts/failed": sum(t.outcome.failed for t in every),
+            "rollouts/truncated": _mean(t.outcome.truncated for t in sound),
+            "rollouts/correct": _mean(judged),
+            "rollouts/hit_rate": _mean(hits),
+            "rollouts/steps": _mean(t.outcome.steps for t in sound),
+            "rollouts/visual_tokens": _mean(t.outcome.visual_tokens for t in sound),
+            "rollouts/cut": sum(group.cut for group in groups),
+            "rollouts/without_signal": _mean(not has_signal(group.advantages) for group in groups),
+            "tree/saved": 1 - sum(map(len, trees)) / max(1, sum(tree.row_tokens for tree in trees)),
+        }
+        self.note(**{name: float(value) for name, value in numbers.items() if value == value})
+        rewards = [self._rewards(group.trajectories) for group in groups]
+        self.note(**as_metrics(stream_statistics(rewards)))
+
+    def epochs(self, number: int) -> float:
+        """Passes over the tasks after `number` updates."""
+        config = self.config
+        each = config.per_device_train_batch_size * config.micro_steps * self.accelerator.num_processes
+        return -(-number // config.updates_per_generation) * each / len(self.tasks)
+
+    def save_more(self, folder: Path) -> None:
+        """The rollouts that later updates will still train on."""
+        if self.generation is not None and (self.state.global_step % self.config.updates_per_generation):
+            save_groups(folder, self.accelerator.process_index, *self.generation)
+
+    def load_more(self, folder: Path) -> None:
+        """Read them again."""
+        self.generation = load_groups(
+            folder, self.accelerator.process_index, self.adapter, max_length=self.config.max_length
+        )
+
+
+def _mean(values: Iterable[Any]) -> float:
+    numbers = [float(value) for value in values]
+    return sum(numbers) / len(numbers) if numbers else math.nan

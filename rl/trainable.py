@@ -1,0 +1,122 @@
+"""What a trainer is made of: the model with what is trained switched on, its reference, the Trainer's arguments."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers.training_args import TrainingArguments
+
+from closeup.agent.models.adapter import Adapter
+from closeup.extras import require
+from closeup.rl.checkpoints import CheckpointError
+from closeup.rl.config import TrainConfig
+from closeup.tools.video import Video
+
+
+def trainable_model(adapter: Adapter, config: TrainConfig) -> Any:
+    """The adapter's model with what is trained switched on, or a peft model around it (adapters put in place)."""
+    model = adapter.model
+    model.requires_grad_(True)
+    if not config.train_vision:
+        for module in adapter.vision_modules:
+            module.requires_grad_(False)
+    if config.lora is None:
+        return model
+    require("train", "peft")
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(
+        r=config.lora.r,
+        lora_alpha=config.lora.lora_alpha,
+        lora_dropout=0.0,
+        target_modules=config.lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, settings)
+    except ValueError as error:
+        raise CheckpointError(
+            f"lora.target_modules {config.lora.target_modules!r} reaches no layer of this model: {error}"
+        ) from None
+
+
+def reference_of(adapter: Adapter) -> Adapter:
+    """A frozen copy of an adapter's model as it is now, behind an adapter of its own."""
+    frozen = copy.copy(adapter)
+    frozen.model = copy.deepcopy(adapter.model).requires_grad_(False).eval()
+    return frozen
+
+
+def training_arguments(config: TrainConfig, max_steps: int) -> TrainingArguments:
+    """The Trainer's settings of a configuration."""
+    evaluation = config.evaluation
+    return TrainingArguments(
+        output_dir=config.output_dir,
+        seed=config.seed,
+        max_steps=max_steps,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler_type,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        adam_beta1=config.adam_beta1,
+        adam_beta2=config.adam_beta2,
+        adam_epsilon=config.adam_epsilon,
+        max_grad_norm=config.max_grad_norm,
+        optim=config.optim,
+        per_device_train_batch_size=config.per_device_train_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        activation_checkpointing=config.gradient_checkpointing,
+        bf16=config.bf16,
+        use_cpu=config.use_cpu,
+        logging_steps=config.logging_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,  # a loss that is not a number must be seen
+        save_strategy="steps" if config.save_steps else "no",
+        save_steps=config.save_steps or 1,
+        save_total_limit=config.save_total_limit,
+        eval_strategy="steps" if evaluation is not None and evaluation.steps else "no",
+        eval_steps=evaluation.steps if evaluation is not None else None,
+        report_to=list(config.report_to) or "none",
+        run_name=config.run_name,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+    )
+
+
+@contextmanager
+def one_thread(wanted: bool) -> Iterator[None]:
+    """Within it, when wanted, torch computes with one thread: small models lose by sharing their products."""
+    before = torch.get_num_threads()
+    if wanted:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class OpenVideos(Mapping[str, Video]):
+    """Videos by identity, opened when first asked for."""
+
+    def __init__(self, paths: Mapping[str, str]) -> None:
+        self._paths, self._open = paths, dict[str, Video]()
+
+    def __getitem__(self, identity: str) -> Video:
+        if identity not in self._open:
+            self._open[identity] = Video(self._paths[identity])
+        return self._open[identity]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def close(self) -> None:
+        for video in self._open.values():
+            video.close()
