@@ -24,6 +24,8 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Make, convert and check task files.", no_args_is_help=True)
 app.add_typer(data, name="data")
+cache = typer.Typer(help="Encode clips ahead of training, see what is kept, remove it.", no_args_is_help=True)
+app.add_typer(cache, name="cache")
 
 ModelOption = Annotated[str, typer.Option("--model", help="'tiny' (bundled), a checkpoint folder, or a hub id.")]
 PresetOption = Annotated[
@@ -33,6 +35,9 @@ StepsOption = Annotated[
     int | None, typer.Option("--max-steps", min=1, max=256, help="Assistant messages at most; the last must answer.")
 ]
 TemperatureOption = Annotated[float | None, typer.Option("--temperature", min=0.0, max=10.0, help="0 is greedy.")]
+FolderOption = Annotated[
+    Path | None, typer.Option("--dir", help="The cache's folder. Default: $CLOSEUP_CACHE, or one in the user's cache.")
+]
 ToolsOption = Annotated[
     str | None, typer.Option("--tools", help="Names of the tools in force, comma-separated; 'none' leaves only answer.")
 ]
@@ -209,6 +214,66 @@ def convert(
             )
         )
     )
+
+
+@cache.command(name="build")
+def cache_build(
+    tasks: Annotated[Path, typer.Argument(help="A task file: JSON Lines, parquet, or a dataset folder.")],
+    model: ModelOption = "tiny",
+    preset: PresetOption = None,
+    folder: FolderOption = None,
+    evidence: Annotated[bool, typer.Option("--evidence", help="Also the close looks at the gold windows.")] = False,
+    max_gib: Annotated[float | None, typer.Option("--max-gib", help="Size of the cache; it remembers it.")] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="Of the model: auto, float32, bfloat16, float16.")] = "auto",
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N tasks.")] = None,
+    show: Annotated[int, typer.Option("--show", min=0, help="Print the first N failures.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Run the overview of every task through the vision tower; what is there already is skipped."""
+    from closeup.app.cache import BuildOptions, build
+
+    raise typer.Exit(
+        build(
+            BuildOptions(
+                tasks=tasks,
+                model=model,
+                preset=preset,
+                folder=folder,
+                evidence=evidence,
+                max_gib=max_gib,
+                dtype=dtype,
+                device=device,
+                limit=limit,
+                show=show,
+                as_json=as_json,
+            )
+        )
+    )
+
+
+@cache.command(name="ls")
+def cache_ls(
+    folder: FolderOption = None,
+    check: Annotated[bool, typer.Option("--check", help="Read every entry and name those that are damaged.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """List what is kept: entries, size and last use, by the model that made them."""
+    from closeup.app.cache import show
+
+    raise typer.Exit(show(folder, check=check, as_json=as_json))
+
+
+@cache.command(name="clear")
+def cache_clear(
+    folder: FolderOption = None,
+    fingerprint: Annotated[str, typer.Option("--fingerprint", help="Only this model's features (see ls).")] = "",
+    entry: Annotated[str, typer.Option("--entry", help="Only this entry, as an error named it.")] = "",
+) -> None:
+    """Remove what is kept, without asking, and say what went."""
+    from closeup.app.cache import clear
+
+    raise typer.Exit(clear(folder, fingerprint=fingerprint, entry=entry))
 
 
 def main() -> None:

@@ -99,8 +99,11 @@ class DiskStore:
         """Whether an entry is there."""
         return self.path(name).is_file()
 
-    def read(self, name: str) -> bytes | None:
-        """An entry's bytes, None when there is none. Marks it as used. Raises `CacheError` when it cannot be read."""
+    def read(self, name: str, *, touch: bool = True) -> bytes | None:
+        """An entry's bytes, None when there is none. Raises `CacheError` when it cannot be read.
+
+        `touch` marks it as used now.
+        """
         path = self.path(name)
         try:
             data = path.read_bytes()
@@ -108,8 +111,9 @@ class DiskStore:
             return None
         except OSError as error:
             raise CacheError(f"cannot read {path}: {error.strerror or error}") from None
-        with contextlib.suppress(OSError):  # a cache that others own can be read; then they decide what is old
-            os.utime(path)
+        if touch:
+            with contextlib.suppress(OSError):  # a cache that others own can be read; then they decide what is old
+                os.utime(path)
         return data
 
     def write(self, name: str, data: bytes) -> bool:

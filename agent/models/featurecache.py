@@ -194,7 +194,7 @@ class FeatureCache:
         from closeup.agent.models.featurefile import Damaged, unpack
 
         for entry in self.store.entries():
-            data = self.store.read(entry.name)
+            data = self.store.read(entry.name, touch=False)
             if data is None or entry.name.endswith("/maker.json"):
                 continue
             root, key, *_, file = entry.name.split("/")
@@ -224,7 +224,7 @@ class FeatureCache:
         return self.store.remove(wanted)
 
     def _maker(self, key: str) -> Maker | None:
-        data = self.store.read(f"features/{key}/maker.json")
+        data = self.store.read(f"features/{key}/maker.json", touch=False)
         try:
             return None if data is None else Maker(**json.loads(data))
         except (ValueError, TypeError):
