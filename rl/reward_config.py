@@ -22,9 +22,18 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PydanticSchemaGenerationError,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from closeup.agent.policies.base import Policy
 from closeup.agent.preset import Preset
@@ -180,23 +189,21 @@ def _function(stream: Stream, function: Callable[..., Any]) -> RewardFn:
         raise RewardError(
             f"the reward {stream.target!r} of stream {stream.name!r} takes no argument; its first one is the StepFacts"
         )
-    _check_options(stream, {p.name: p for p in parameters[1:]})
-    return functools.partial(function, **stream.options) if stream.options else function
+    options = _check_options(stream, {p.name: p for p in parameters[1:]}, function)
+    return functools.partial(function, **options) if options else function
 
 
 def _scorer(stream: Stream, scorer: Callable[..., Any], given: Mapping[str, object]) -> Scorer:
     parameters = dict(_parameters(scorer, stream))
-    arguments = dict(stream.options)
-    for name, value in given.items():
-        if name not in parameters or name in arguments:
-            continue
-        if value is not None:
-            arguments[name] = value
-        elif parameters[name].default is inspect.Parameter.empty:
-            raise RewardError(
-                f"the stream {stream.name!r} ({stream.target}) needs a {name}: give build_rewards(…, {name}=…)"
-            )
-    _check_options(stream, {name: p for name, p in parameters.items() if name not in given})
+    found = {name: value for name, value in given.items() if name in parameters}
+    needed = [n for n, value in found.items() if value is None and parameters[n].default is inspect.Parameter.empty]
+    if needed:
+        raise RewardError(
+            f"the stream {stream.name!r} ({stream.target}) needs a {needed[0]}: give build_rewards(…, {needed[0]}=…)"
+        )
+    rest = {name: parameter for name, parameter in parameters.items() if name not in given}
+    arguments = _check_options(stream, rest, scorer.__init__)
+    arguments |= {name: value for name, value in found.items() if value is not None}
     try:
         made: Scorer = scorer(**arguments)
     except (ValueError, TypeError) as error:
@@ -211,8 +218,10 @@ def _parameters(function: Callable[..., Any], stream: Stream) -> Mapping[str, in
         raise RewardError(f"the reward {stream.target!r} has no signature to check options against: {error}") from error
 
 
-def _check_options(stream: Stream, parameters: Mapping[str, inspect.Parameter]) -> None:
-    """Every option is a parameter, and every parameter without a default an option."""
+def _check_options(
+    stream: Stream, parameters: Mapping[str, inspect.Parameter], annotated: Callable[..., Any]
+) -> dict[str, Any]:
+    """The options: every one is a parameter and of its type, and every parameter without a default is one."""
     plain = {
         name: parameter
         for name, parameter in parameters.items()
@@ -230,6 +239,27 @@ def _check_options(stream: Stream, parameters: Mapping[str, inspect.Parameter]) 
         raise RewardError(
             f"the reward {stream.target!r} of stream {stream.name!r} needs the option {', '.join(missing)}"
         )
+    return _converted(stream, annotated)
+
+
+def _converted(stream: Stream, annotated: Callable[..., Any]) -> dict[str, Any]:
+    """Options as the annotations of the parameters have them, where these can be read and pydantic knows them."""
+    options = dict(stream.options)
+    try:
+        hints = get_type_hints(annotated)
+    except (NameError, TypeError, AttributeError):  # names that only a type checker has
+        return options
+    for name, value in stream.options.items():
+        try:
+            options[name] = TypeAdapter(hints.get(name, Any)).validate_python(value)
+        except PydanticSchemaGenerationError:
+            continue
+        except ValidationError as error:
+            raise RewardError(
+                f"the option {name} of stream {stream.name!r} ({stream.target}) cannot be {value!r}:"
+                f" {error.errors()[0]['msg'].lower()}"
+            ) from None
+    return options
 
 
 def _renamed(name: str, scorer: Scorer) -> Scorer:
