@@ -193,9 +193,10 @@ while True:
 
 
 def test_a_process_killed_at_any_moment_leaves_whole_entries(tmp_path: Path) -> None:
-    bound = 100_000
+    bound = 20_000  # five entries: most writes make room first
+    seen = 0
     DiskStore(tmp_path, max_bytes=bound)
-    for pause in (0.0, 0.003, 0.007, 0.02, 0.05):
+    for pause in (0.0, 0.003, 0.03, 0.1, 0.11, 0.13):
         worker = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE)
         assert worker.stdout is not None and worker.stdout.readline() == b"ready\n"
         time.sleep(pause)
@@ -203,14 +204,14 @@ def test_a_process_killed_at_any_moment_leaves_whole_entries(tmp_path: Path) -> 
         worker.wait()
         worker.stdout.close()
         store = DiskStore(tmp_path)
-        entries = store.entries()
-        for entry in entries:
+        for entry in store.entries("features/a/"):
             data = store.read(entry.name)
+            seen += 1
             assert data is not None and data == bytes([int(entry.name[-8:-4]) % 256]) * 4000
         assert store.size() <= bound
         store.write("features/b/next.bin", bytes(4000))  # neither locked nor miscounted: the bound still holds
         assert store.has("features/b/next.bin") and store.size() <= bound
-    assert store.size() > bound // 2
+    assert seen >= 5
 
 
 def test_the_marker_says_what_the_folder_is(tmp_path: Path) -> None:
