@@ -98,7 +98,7 @@ class Lora(_Settings):
     """
 
     r: int = Field(16, ge=1)
-    lora_alpha: float = Field(32, gt=0)
+    lora_alpha: int = Field(32, ge=1)
     target_modules: str = r".*language_model\..*(q|k|v|o|gate|up|down)_proj"
 
 

@@ -21,7 +21,7 @@ from closeup.agent.models.adapter import Adapter
 from closeup.agent.trajectory import Trajectory, read_trajectories, write_trajectories
 from closeup.rl.credit import GroupRewards
 from closeup.rl.losses import TargetBatch
-from closeup.rl.rows import rows_of
+from closeup.rl.rows import Row, rows_of
 from closeup.rl.tree import TreeBatch, build_tree
 
 
@@ -92,7 +92,8 @@ def train_group(
     Raises:
         RowError: a trajectory that counts cannot be trained on (its policy gave no ids).
     """
-    rows, cut = [], 0
+    rows: list[Row] = []
+    cut = 0
     for index, trajectory in enumerate(trajectories):
         if rewards.reached[index].any():
             found = rows_of(trajectory, adapter, rollout=index, max_tokens=max_length)

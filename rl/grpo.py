@@ -201,8 +201,8 @@ class GRPOTrainer(TreeTrainer):
         broken = [t for group in found for t in group.trajectories if t.outcome.failed]
         if broken and len(broken) == sum(len(group.trajectories) for group in found):
             raise RolloutError(
-                f"all {len(broken)} episodes of generation {number} failed, so there is nothing to learn from; the first,"
-                f" {broken[0].id}: {broken[0].outcome.reason}"
+                f"all {len(broken)} episodes of generation {number} failed, so there is nothing to learn from; the"
+                f" first, {broken[0].id}: {broken[0].outcome.reason}"
             )
         return self._credited(found)
 
@@ -317,7 +317,7 @@ class GRPOTrainer(TreeTrainer):
         """Passes over the tasks after `number` updates."""
         config = self.config
         each = config.per_device_train_batch_size * config.micro_steps * self.accelerator.num_processes
-        return -(-number // config.updates_per_generation) * each / len(self.tasks)
+        return float(-(-number // config.updates_per_generation) * each / len(self.tasks))
 
     def save_more(self, folder: Path) -> None:
         """The rollouts that later updates will still train on."""

@@ -36,7 +36,7 @@ def sum_gradients(parameters: Sequence[torch.nn.Parameter], *, bucket_bytes: int
     for bucket in _buckets([p for p, some in zip(parameters, have.tolist(), strict=True) if some], bucket_bytes):
         flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in bucket])
         dist.all_reduce(flat)
-        for p, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+        for p, part in zip(bucket, torch.split(flat, [p.numel() for p in bucket]), strict=True):
             p.grad = part.view_as(p).clone()
 
 

@@ -1,4 +1,4 @@
-"""`ResumableTrainer`: a `transformers.Trainer` whose checkpoints are whole or absent, and resumed exactly or refused."""
+"""`ResumableTrainer`: a `transformers.Trainer` whose checkpoints are whole or absent, resumed exactly or refused."""
 
 from __future__ import annotations
 

@@ -264,7 +264,7 @@ class TreeTrainer(ResumableTrainer):
     @torch.no_grad()
     def score(self, tree: TreeBatch, videos: Mapping[str, str], *, reference: Adapter | None = None) -> torch.Tensor:
         """Log-probabilities (M,) of a tree's targets by the model as it is, or by another adapter's; no gradient."""
-        forward = self.forward
+        forward: TreeForward = self.forward
         if reference is not None:
             forward = TreeForward(
                 reference, core=forward.core, temperature=forward.temperature, head_chunk=forward.head_chunk
@@ -320,7 +320,7 @@ class TreeTrainer(ResumableTrainer):
             if self.is_world_process_zero() and step > 0:
                 checkpoints.save_whole_model(self.model, self.adapter, Path(self.args.output_dir) / "best")
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _episodes(self) -> Summary:

@@ -1,0 +1,85 @@
+"""Where a training run's tasks and episodes come from: files, generated needles, another model's episodes.
+
+What is generated is written once below the run's folder, under a name made of all that shapes it, and found there
+again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from closeup.agent.models.load import default_preset
+from closeup.agent.policies.transformers_policy import TransformersPolicy
+from closeup.agent.preset import Preset, get_preset
+from closeup.agent.task import Task, load_tasks
+from closeup.agent.trajectory import Trajectory, read_trajectories
+from closeup.rl.config import Needles, SFTConfig, TaskSource, Teacher
+from closeup.rl.data.needles import write
+from closeup.rl.evaluate import evaluate
+
+Progress = Callable[[str, int, int], None]
+"""Called as `progress(what, done, total)`."""
+
+
+def tasks_from(source: TaskSource, folder: Path, *, progress: Progress | None = None) -> list[Task]:
+    """The tasks of a source; needles are generated below `folder` unless they are there.
+
+    Raises:
+        TaskError: a task file that cannot be read. ValueError: a range of lengths that is not possible.
+    """
+    path = Path(source.file) if source.file is not None else _needles(source.needles, folder, progress)
+    return load_tasks(path)[: source.limit]
+
+
+def _needles(needles: Needles | None, folder: Path, progress: Progress | None) -> Path:
+    assert needles is not None  # a source has one of the two
+    low, high = needles.seconds
+    place = folder / f"needles-{needles.seed}-{needles.count}-{low:g}-{high:g}"
+    if not (place / "tasks.jsonl").is_file():
+        partial = place.with_name(f".partial-{place.name}")
+        shutil.rmtree(partial, ignore_errors=True)
+        told = None if progress is None else (lambda done, total: progress("videos", done, total))
+        write(needles.count, needles.seed, partial, needles.seconds, progress=told)
+        partial.rename(place)
+    return place / "tasks.jsonl"
+
+
+def episodes_from(config: SFTConfig, folder: Path, *, progress: Progress | None = None) -> list[Trajectory]:
+    """The episodes an SFT run learns from: recorded ones, or a teacher's, which is run below `folder` unless it was.
+
+    Raises:
+        TrajectoryError: a file that cannot be read. ModelError: a teacher that cannot be loaded.
+    """
+    if config.teacher is not None:
+        return _taught(config.teacher, folder, progress)
+    return [t for path in config.trajectories for t in read_trajectories(Path(path))]
+
+
+def _taught(teacher: Teacher, folder: Path, progress: Progress | None) -> list[Trajectory]:
+    tasks = tasks_from(teacher.tasks, folder, progress=progress)
+    preset = get_preset(default_preset(teacher.model))
+    name = hashlib.sha256(teacher.model_dump_json().encode()).hexdigest()[:12]
+    total = len(tasks)
+    _, episodes = evaluate(
+        tasks,
+        TransformersPolicy(teacher.model, timestamps=preset.timestamps),
+        preset,
+        out=folder / f"teacher-{name}",
+        batch=teacher.batch,
+        temperature=teacher.temperature,
+        progress=None if progress is None else (lambda done: progress("teacher", done, total)),
+    )
+    return episodes
+
+
+def preset_of(model: str, name: str | None) -> Preset:
+    """The preset named, or the model's own. Raises `PresetError` or `ModelError`."""
+    return get_preset(name or default_preset(model))
+
+
+def missing_videos(tasks: Sequence[Task]) -> list[str]:
+    """Ids of tasks with a video that is not there."""
+    return [task.id for task in tasks if not all(video.is_file() for video in task.videos)]
