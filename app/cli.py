@@ -24,6 +24,8 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Make, convert and check task files.", no_args_is_help=True)
 app.add_typer(data, name="data")
+train = typer.Typer(help="Train a model: sft, grpo.", no_args_is_help=True)
+app.add_typer(train, name="train")
 cache = typer.Typer(help="Encode clips ahead of training, see what is kept, remove it.", no_args_is_help=True)
 app.add_typer(cache, name="cache")
 
@@ -274,6 +276,29 @@ def cache_clear(
     from closeup.app.cache import clear
 
     raise typer.Exit(clear(folder, fingerprint=fingerprint, entry=entry))
+
+
+TrainConfigOption = Annotated[Path, typer.Option("--config", help="A YAML file of settings; see configs/.")]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Go on from the newest complete checkpoint of the run's folder.")
+]
+_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@train.command(name="grpo", context_settings=_SETTINGS)
+def train_grpo(context: typer.Context, config: TrainConfigOption, resume: ResumeOption = False) -> None:
+    """Reinforcement learning by rollouts and step rewards. Settings may be given as --key value, dots for nesting."""
+    from closeup.app.train import TrainOptions, run
+
+    raise typer.Exit(run(TrainOptions("grpo", config, tuple(context.args), resume)))
+
+
+@train.command(name="sft", context_settings=_SETTINGS)
+def train_sft(context: typer.Context, config: TrainConfigOption, resume: ResumeOption = False) -> None:
+    """Fine-tune on recorded episodes, or on a teacher's. Settings may be given as --key value, dots for nesting."""
+    from closeup.app.train import TrainOptions, run
+
+    raise typer.Exit(run(TrainOptions("sft", config, tuple(context.args), resume)))
 
 
 def main() -> None:

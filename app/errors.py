@@ -59,6 +59,12 @@ def _is_bad_input(error: Exception) -> bool:
         ("closeup.agent.models.load", "ModelError"),
         ("closeup.agent.models.diskstore", "CacheError"),
         ("closeup.rl.evaluate", "EvalError"),
+        ("closeup.rl.configfile", "ConfigError"),
+        ("closeup.rl.checkpoints", "CheckpointError"),
+        ("closeup.rl.reward_registry", "RewardError"),
+        ("closeup.rl.rows", "RowError"),
+        ("closeup.rl.sft", "NothingToLearn"),
+        ("closeup.rl.grpo", "RolloutError"),
         ("closeup.extras", "MissingExtra"),
     )
     kinds: list[type[BaseException]] = [BadInput]

@@ -35,6 +35,10 @@ from closeup.rl.trainer import TrainTree, TreeTrainer
 from closeup.rl.tree import TreeBatch, build_tree
 
 
+class NothingToLearn(ValueError):
+    """No episode is left to learn from; the message counts why."""
+
+
 class SFTTrainer(TreeTrainer):
     """Supervised fine-tuning on trees."""
 
@@ -59,7 +63,7 @@ class SFTTrainer(TreeTrainer):
             policy: for evaluation.
 
         Raises:
-            ValueError: nothing is left to learn from.
+            NothingToLearn: nothing is left to learn from.
         """
         chosen = learnable(trajectories, only_correct=config.only_correct)
         self.packs = packs_of(chosen, budget=config.max_tree_tokens, packing=config.packing)
@@ -123,11 +127,11 @@ class SFTTrainer(TreeTrainer):
 
 
 def learnable(trajectories: Sequence[Trajectory], *, only_correct: bool) -> list[Trajectory]:
-    """Those that did not fail and have steps (and answered rightly). Raises `ValueError` when none is left."""
+    """Those that did not fail and have steps (and answered rightly). Raises `NothingToLearn` when none is left."""
     sound = [t for t in trajectories if not t.outcome.failed and t.steps]
     chosen = [t for t in sound if t.outcome.correct] if only_correct else sound
     if not chosen:
-        raise ValueError(
+        raise NothingToLearn(
             f"none of the {len(trajectories)} episodes can be learnt from: {len(trajectories) - len(sound)} failed or"
             f" are empty, {len(sound) - len(chosen)} did not answer rightly (only_correct)"
         )

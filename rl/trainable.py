@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +16,7 @@ from closeup.agent.models.adapter import Adapter
 from closeup.extras import require
 from closeup.rl.checkpoints import CheckpointError
 from closeup.rl.config import TrainConfig
+from closeup.rl.configfile import ConfigError
 from closeup.tools.video import Video
 
 
@@ -52,40 +55,62 @@ def reference_of(adapter: Adapter) -> Adapter:
 
 
 def training_arguments(config: TrainConfig, max_steps: int) -> TrainingArguments:
-    """The Trainer's settings of a configuration."""
+    """The Trainer's settings of a configuration. Raises `ConfigError` for what this machine or library cannot do."""
     evaluation = config.evaluation
-    return TrainingArguments(
-        output_dir=config.output_dir,
-        seed=config.seed,
-        max_steps=max_steps,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.lr_scheduler_type,
-        warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
-        adam_beta1=config.adam_beta1,
-        adam_beta2=config.adam_beta2,
-        adam_epsilon=config.adam_epsilon,
-        max_grad_norm=config.max_grad_norm,
-        optim=config.optim,
-        per_device_train_batch_size=config.per_device_train_batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        activation_checkpointing=config.gradient_checkpointing,
-        bf16=config.bf16,
-        use_cpu=config.use_cpu,
-        logging_steps=config.logging_steps,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,  # a loss that is not a number must be seen
-        save_strategy="steps" if config.save_steps else "no",
-        save_steps=config.save_steps or 1,
-        save_total_limit=config.save_total_limit,
-        eval_strategy="steps" if evaluation is not None and evaluation.steps else "no",
-        eval_steps=evaluation.steps if evaluation is not None else None,
-        report_to=list(config.report_to) or "none",
-        run_name=config.run_name,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
-    )
+    try:
+        return TrainingArguments(
+            output_dir=config.output_dir,
+            seed=config.seed,
+            max_steps=max_steps,
+            learning_rate=config.learning_rate,
+            lr_scheduler_type=config.lr_scheduler_type,
+            warmup_steps=config.warmup_steps,
+            weight_decay=config.weight_decay,
+            adam_beta1=config.adam_beta1,
+            adam_beta2=config.adam_beta2,
+            adam_epsilon=config.adam_epsilon,
+            max_grad_norm=config.max_grad_norm,
+            optim=config.optim,
+            per_device_train_batch_size=config.per_device_train_batch_size,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            activation_checkpointing=config.gradient_checkpointing,
+            bf16=config.bf16,
+            use_cpu=config.use_cpu,
+            logging_steps=config.logging_steps,
+            logging_first_step=True,
+            logging_nan_inf_filter=False,  # a loss that is not a number must be seen
+            save_strategy="steps" if config.save_steps else "no",
+            save_steps=config.save_steps or 1,
+            save_total_limit=config.save_total_limit,
+            eval_strategy="steps" if evaluation is not None and evaluation.steps else "no",
+            eval_steps=evaluation.steps if evaluation is not None else None,
+            report_to=list(config.report_to) or "none",
+            run_name=config.run_name,
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+            disable_tqdm=True,
+        )
+    except ValueError as error:
+        raise ConfigError(f"these settings cannot be used here: {' '.join(str(error).split())}") from None
+
+
+def check_trackers(config: TrainConfig) -> None:
+    """Raise `ConfigError` for a tracker that is not installed, before anything is loaded."""
+    for name in config.report_to:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"report_to names {name}, which is not installed; install it with: pip install {name}")
+
+
+@contextmanager
+def first_process_first() -> Iterator[None]:
+    """Within it the first process of a launch works while the others wait; they then find what it wrote."""
+    from accelerate import PartialState
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # a state made here would fix the device before settings are read
+        yield
+        return
+    with PartialState().main_process_first():
+        yield
 
 
 @contextmanager

@@ -1,0 +1,50 @@
+"""Uploading a trained model with a card that says what it is, how it was trained and what it reached."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from closeup import __version__, prompts
+from closeup.rl.config import TrainConfig
+from closeup.rl.statistics import Summary
+
+
+def model_card(
+    config: TrainConfig, kind: str, *, steps: int, before: Summary | None = None, after: Summary | None = None
+) -> str:
+    """The README.md of a trained model; `kind` is "grpo" or "sft"."""
+    shown = json.loads(config.model_dump_json(exclude={"output_dir", "hub_model_id", "report_to", "run_name"}))
+    return prompts.render_alone(
+        "model_card",
+        kind=kind.upper(),
+        name=config.hub_model_id or Path(config.output_dir).name,
+        base=config.model,
+        steps=steps,
+        version=__version__,
+        before=None if before is None else figures(before),
+        after=None if after is None else figures(after),
+        settings=json.dumps(shown, indent=2),
+    )
+
+
+def figures(summary: Summary) -> str:
+    """Accuracy with its interval, in words."""
+    of = summary.overall
+    return f"{of.accuracy:.1%} ({of.low:.1%} to {of.high:.1%}, {of.n} tasks)"
+
+
+def push(folder: Path, card: str, config: TrainConfig) -> str:
+    """Write the card beside the model, upload the folder and return its address.
+
+    Raises:
+        huggingface_hub's errors: not logged in, no right to write, no connection.
+    """
+    from huggingface_hub import HfApi
+
+    assert config.hub_model_id is not None  # the configuration has seen to it
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    api = HfApi()
+    place = api.create_repo(config.hub_model_id, private=config.hub_private_repo, exist_ok=True)
+    api.upload_folder(repo_id=place.repo_id, folder_path=str(folder), commit_message="Train with closeup")
+    return str(place)
