@@ -87,7 +87,8 @@ def _trainer(options: TrainOptions, config: Any) -> TreeTrainer:
 
     with first_process_first():
         unseen = tasks(config.evaluation.tasks) if config.evaluation is not None else []
-        material = tasks(config.tasks) if options.kind == "grpo" else episodes_from(config, data, progress=told)
+        asked = tasks(config.tasks) if options.kind == "grpo" else []
+        shown = episodes_from(config, data, progress=told) if options.kind == "sft" else []
     adapter = load_adapter(
         config.model,
         dtype=config.dtype,
@@ -97,8 +98,8 @@ def _trainer(options: TrainOptions, config: Any) -> TreeTrainer:
     )
     callbacks: list[Any] = [MetricsFile(Path(config.output_dir) / "metrics.jsonl")]
     if options.kind == "sft":
-        return SFTTrainer(adapter, config, preset, material, evaluation_tasks=unseen, callbacks=callbacks)
-    trainer = GRPOTrainer(adapter, config, preset, material, evaluation_tasks=unseen, callbacks=callbacks)
+        return SFTTrainer(adapter, config, preset, shown, evaluation_tasks=unseen, callbacks=callbacks)
+    trainer = GRPOTrainer(adapter, config, preset, asked, evaluation_tasks=unseen, callbacks=callbacks)
     if config.log_completions:
         trainer.add_callback(SampleTable(trainer, _say))
     return trainer
