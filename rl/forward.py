@@ -4,9 +4,9 @@ Old, reference and policy log-probabilities come from here, with the same code, 
 ratio is 1 where nothing was learnt. Two ways to run a training pass:
 
 - `packed`: one forward of the N distinct tokens, one backward.
-- `two_phase`: the first segment alone; its keys, values and last hidden states become leaves; then branch after branch
-  forward and backward on top of them; at last the first segment's backward with what the leaves gathered. Peak memory
-  is that of the first segment and one branch.
+- `two_phase`: the first segment alone; its keys, values and those last hidden states that predict something become
+  leaves; then branch after branch forward and backward on top of them; at last the first segment's backward with what
+  the leaves gathered. Peak memory is that of the first segment and one branch.
 
 Invariant: both equal separate forwards of the rows in loss and in every gradient (`tests/invariants/test_tree.py`).
 """
@@ -128,7 +128,10 @@ class TreeForward:
             first.collect = kept
             span = slice(trunk.start, trunk.end)
             hidden = adapter.hidden(leaf[:, span], positions[:, :, span], mask=None, cache=None, tree=first)[0]
-            roots = [tensor for layer in sorted(kept) for tensor in kept[layer]] + [hidden]
+            sources = tree.targets.source
+            spoken = np.unique(sources[(sources >= trunk.start) & (sources < trunk.end)])  # the few states that predict
+            roots = [tensor for layer in sorted(kept) for tensor in kept[layer]]
+            roots.append(hidden[self._long(spoken - trunk.start)])
             leaves = [_wide(root.detach()).requires_grad_() for root in roots]
             for begin, end, segments in (*branches, (trunk.end, trunk.end, ())):
                 mine = self._rows_through(tree, trunk, begin, end)
@@ -145,7 +148,7 @@ class TreeForward:
                     more = adapter.hidden(leaf[:, span], positions[:, :, span], mask=None, cache=None, tree=plan)[0]
                     states = torch.cat([states, more])
                 source = tree.targets.source[mine]
-                place = np.where(source < trunk.end, source - trunk.start, source - begin + trunk.end - trunk.start)
+                place = np.where(source < trunk.end, np.searchsorted(spoken, source), source - begin + len(spoken))
                 scores = self._score(states, place, tree.targets.token[mine])
                 loss = loss_of(scores.logprobs, self._long(mine))
                 (loss * scale).backward()
