@@ -264,6 +264,11 @@ class GRPOConfig(TrainConfig, PolicyLossSettings):
             )
         if self.dynamic_sampling is False and "dynamic_sampling_max_tries" in self.model_fields_set:
             raise ValueError("dynamic_sampling_max_tries is for dynamic_sampling: true")
+        if self.dynamic_sampling and self.advantage == "reinforce_plus_plus":
+            raise ValueError(
+                "dynamic_sampling drops groups whose rollouts are all alike; reinforce_plus_plus compares with all of"
+                " the batch and learns from them: switch one of them off"
+            )
         if self.overlength == "mask" and self.max_length is None:
             raise ValueError("overlength: mask is for episodes longer than max_length; set max_length")
         return self

@@ -110,7 +110,8 @@ def _put(raw: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _sentence(kind: type[BaseModel], error: ValidationError) -> str:
-    first = error.errors()[0]
+    found = error.errors()
+    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])  # a misspelling explains a lack
     loc = tuple(first["loc"])
     key = ".".join(map(str, loc))
     given, message = first.get("input"), first["msg"].removeprefix("Value error, ")

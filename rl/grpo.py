@@ -8,7 +8,7 @@ Sources: GRPO (Shao et al. 2024, arXiv 2402.03300); dynamic sampling (DAPO, Yu e
 is `closeup.rl.losses`, credit `closeup.rl.advantages`.
 
 Invariants
-1. Generation k has tasks and seeds that depend on (seed, k, process, attempt) alone.
+1. Generation k has tasks and seeds that depend on (seed, k, attempt) alone; processes share its tasks out.
 2. Denominators count the targets of the whole global batch, of all processes.
 3. A group that teaches nothing (all advantages 0) is counted, and forwarded only when a KL term wants it.
 """
@@ -47,6 +47,8 @@ from closeup.rl.trainable import reference_of
 from closeup.rl.trainer import TrainTree, TreeTrainer
 
 log = logging.getLogger(__name__)
+FAILED_GENERATIONS = 3
+"""So many generations in a row without one episode that could be run end the training."""
 
 
 class RolloutError(RuntimeError):
@@ -107,6 +109,7 @@ class GRPOTrainer(TreeTrainer):
         )
         self.generation: tuple[int, list[TrainGroup]] | None = None
         self._prefetched: Future[None] | None = None
+        self._failed_generations = 0
 
     # ---- updates -----------------------------------------------------------------------------------------------------
 
@@ -172,7 +175,10 @@ class GRPOTrainer(TreeTrainer):
         """Generation `number`: rollouts, credit, trees, and the log-probabilities that later updates compare with."""
         config = self.config
         places = config.per_device_train_batch_size * config.micro_steps
-        groups = self._sampled(number, self._tasks_of(number, places), attempt=0)
+        seed = draw_seed(config.seed, number)
+        earlier, mine = self._tasks_of(number, places)
+        groups = self._sampled(number, mine, seed, earlier)
+        self._check_failures(groups)
         if config.dynamic_sampling:
             groups = self._refilled(number, groups)
         self._write(number, groups)
@@ -181,29 +187,41 @@ class GRPOTrainer(TreeTrainer):
             self.model.eval()
             for group in groups:
                 self._score(group)
-        self._prefetched = self.rollouts.prefetch(self._tasks_of(number + 1, places))
+        self._prefetched = self.rollouts.prefetch(self._tasks_of(number + 1, places)[1])
         return groups
 
-    def _tasks_of(self, number: int, places: int) -> list[Task]:
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        begin = (number * world + rank) * places
-        order = task_order(len(self.tasks), begin, places, seed=self.config.seed, shuffle=self.config.shuffle_dataset)
-        return [self.tasks[index] for index in order]
+    def _check_failures(self, groups: Sequence[TrainGroup]) -> None:
+        """Raise when generation after generation has nothing but failed episodes: a fault, not bad luck."""
+        every = [t for group in groups for t in group.trajectories]
+        if not all(t.outcome.failed for t in every):
+            self._failed_generations = 0
+            return
+        self._failed_generations += 1
+        first = f"{every[0].id}: {every[0].outcome.reason}"
+        log.warning("all %d episodes of a generation failed; the first, %s", len(every), first)
+        if self._failed_generations >= FAILED_GENERATIONS:
+            raise RolloutError(
+                f"all episodes of {FAILED_GENERATIONS} generations in a row failed, so there is nothing to learn from;"
+                f" the last began with {first}"
+            )
 
-    def _sampled(self, number: int, tasks: Sequence[Task], *, attempt: int) -> list[TrainGroup]:
+    def _tasks_of(self, number: int, places: int) -> tuple[list[Task], list[Task]]:
+        """A generation's tasks of the processes before this one, and its own."""
+        count = places * self.accelerator.num_processes
+        order = task_order(
+            len(self.tasks), number * count, count, seed=self.config.seed, shuffle=self.config.shuffle_dataset
+        )
+        every = [self.tasks[index] for index in order]
+        begin = self.accelerator.process_index * places
+        return every[:begin], every[begin : begin + places]
+
+    def _sampled(self, number: int, tasks: Sequence[Task], seed: int, earlier: Sequence[Task] = ()) -> list[TrainGroup]:
         """Rollouts of these tasks with their advantages."""
         if self._prefetched is not None:
             self._prefetched.result()
             self._prefetched = None
-        seed = draw_seed(self.config.seed, number, self.accelerator.process_index, attempt)
         with self.writing():
-            found = self.rollouts.groups(tasks, seed=seed, on_event=self._told)
-        broken = [t for group in found for t in group.trajectories if t.outcome.failed]
-        if broken and len(broken) == sum(len(group.trajectories) for group in found):
-            raise RolloutError(
-                f"all {len(broken)} episodes of generation {number} failed, so there is nothing to learn from; the"
-                f" first, {broken[0].id}: {broken[0].outcome.reason}"
-            )
+            found = self.rollouts.groups(tasks, seed=seed, earlier=earlier, on_event=self._told)
         return self._credited(found)
 
     def _told(self, event: Event) -> None:
@@ -247,12 +265,13 @@ class GRPOTrainer(TreeTrainer):
         config, dropped = self.config, 0
         for attempt in range(1, config.dynamic_sampling_max_tries + 1):
             empty = [i for i, group in enumerate(groups) if not has_signal(group.advantages)]
-            if not any(empty) and not empty:
+            if not empty:
                 break
             dropped += len(empty)
-            rng = np.random.default_rng([config.seed, number, self.accelerator.process_index, attempt])
-            others = [self.tasks[i] for i in rng.integers(len(self.tasks), size=len(empty))]
-            for place, group in zip(empty, self._sampled(number, others, attempt=attempt), strict=True):
+            seed = draw_seed(config.seed, number, attempt, self.accelerator.process_index)
+            drawn = np.random.default_rng(seed).integers(len(self.tasks), size=len(empty))
+            fresh = self._sampled(number, [self.tasks[i] for i in drawn], seed)
+            for place, group in zip(empty, fresh, strict=True):
                 groups[place] = group
         kept = [group for group in groups if has_signal(group.advantages)]
         self.note(

@@ -1,8 +1,8 @@
 """Rollouts: tasks in, groups of finished and scored trajectories out; what a trainer learns from.
 
 All rollouts of all tasks run together, one batched generation per turn for all that are alive. Which tasks a generation
-has, and every token's seed, are pure functions of (seed, generation, rank, attempt, task, rollout, step): a resumed run
-draws what the run would have drawn, without a cursor to be saved.
+has, and every token's seed, are pure functions of (seed, generation, attempt, task, rollout, step): a resumed run draws
+what the run would have drawn, without a cursor to be saved, and two processes draw what one would have.
 
 Invariants
 1. G trajectories per task come back, whatever happened: a failed episode is data, with its reason, and to be masked.
@@ -99,10 +99,18 @@ class Rollouts:
         self._sampling = Sampling(temperature=temperature, max_new_tokens=length)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="closeup-prefetch")
 
-    def groups(self, tasks: Sequence[Task], *, seed: int, on_event: OnEvent | None = None) -> list[Group]:
-        """One group per task, in order; `seed` belongs to this call. An exception of `on_event` ends the run."""
+    def groups(
+        self, tasks: Sequence[Task], *, seed: int, earlier: Sequence[Task] = (), on_event: OnEvent | None = None
+    ) -> list[Group]:
+        """One group per task, in order.
+
+        Args:
+            seed: of this generation. earlier: tasks that another process runs under the same seed and that count as
+                standing before these: a task that is among them gets rollouts of its own.
+            on_event: as `run_episodes`; an exception it raises ends the run.
+        """
         width = self._count + self._greedy
-        seen: Counter[str] = Counter()
+        seen = Counter(task.id for task in earlier)
         starts = []
         for task in tasks:
             starts.append(Start(task, rollout=seen[task.id] * width))

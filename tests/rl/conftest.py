@@ -1,0 +1,72 @@
+"""What the trainers' tests share: a few short generated videos, the half-trained model, settings small enough to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from closeup.agent.models.adapter import Adapter
+from closeup.agent.models.load import load_adapter
+from closeup.agent.preset import Preset, get_preset
+from closeup.agent.task import Task, load_tasks
+from closeup.rl.data.needles import write
+
+
+@pytest.fixture(scope="session")
+def needle_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A task file of six videos of 16 to 20 seconds."""
+    return write(6, 21, tmp_path_factory.mktemp("needles"), seconds=(16, 20))
+
+
+@pytest.fixture(scope="session")
+def needle_tasks(needle_file: Path) -> list[Task]:
+    """Its tasks."""
+    return load_tasks(needle_file)
+
+
+@pytest.fixture(scope="session")
+def short_preset() -> Preset:
+    """The bundled model's preset with at most three messages of 40 tokens."""
+    preset = get_preset("tiny")
+    budget = preset.budget.model_copy(update={"max_steps": 3, "max_new_tokens": 40})
+    return preset.model_copy(update={"budget": budget})
+
+
+@pytest.fixture
+def half() -> Adapter:
+    """The half-trained model, freshly loaded: trainers change it."""
+    return load_adapter("tiny-half", device="cpu")
+
+
+@pytest.fixture
+def grpo_settings(tmp_path: Path, needle_file: Path) -> Callable[..., dict[str, Any]]:
+    """`grpo_settings(max_steps=2, …)`: raw settings of a run in this test's folder."""
+
+    def settings(**changes: Any) -> dict[str, Any]:
+        raw: dict[str, Any] = {
+            "output_dir": str(tmp_path / "run"),
+            "use_cpu": True,
+            "tasks": {"file": str(needle_file)},
+            "num_generations": 4,
+            "per_device_train_batch_size": 2,
+            "max_steps": 2,
+            "learning_rate": 1e-4,
+            "lr_scheduler_type": "constant",
+            "save_steps": 0,
+        }
+        return raw | changes
+
+    return settings
+
+
+@pytest.fixture(autouse=True)
+def few_threads() -> Any:
+    """The models here are too small to share between threads, and test machines are busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,145 @@
+"""Settings: what is accepted, what is refused and in which words, and that none is accepted and ignored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from closeup.rl.config import GRPOConfig, SFTConfig, TrainConfig
+from closeup.rl.configfile import ConfigError, checked, load_config, pairs
+from closeup.rl.losses import PolicyLossSettings
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+RAW: dict[str, Any] = {"output_dir": "runs/x", "max_steps": 3, "tasks": {"file": "tasks.jsonl"}}
+SFT: dict[str, Any] = {"output_dir": "runs/x", "max_steps": 3, "trajectories": ["a.jsonl"]}
+
+
+def refused(message: str, kind: type[TrainConfig] = GRPOConfig, **changes: Any) -> None:
+    base = RAW if kind is GRPOConfig else SFT
+    with pytest.raises(ConfigError, match=message):
+        checked(kind, {**base, **changes})
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_committed_configuration_is_accepted(path: Path) -> None:
+    kind: type[TrainConfig] = SFTConfig if "sft" in path.stem else GRPOConfig
+    assert load_config(kind, path).output_dir
+
+
+def test_there_are_configurations() -> None:
+    assert {"tiny_grpo", "tiny_sft"} <= {path.stem for path in CONFIGS.glob("*.yaml")}
+
+
+def test_names_the_trainer_shares_with_trl_have_trls_values() -> None:
+    config = checked(GRPOConfig, RAW)
+    assert (config.learning_rate, config.num_generations, config.beta, config.temperature) == (1e-6, 8, 0.0, 1.0)
+    assert (config.epsilon, config.num_iterations, config.loss_type) == (0.2, 1, "dapo")
+
+
+def test_a_misspelt_setting_is_refused_with_close_names() -> None:
+    refused("there is no setting 'learning_rte'; did you mean learning_rate", learning_rte=1)
+    refused("there is no setting 'tasks.needles.sed'; did you mean seed", tasks={"needles": {"count": 1, "sed": 1}})
+    refused("there is no setting 'evaluation.every'", evaluation={"tasks": {"file": "x"}, "every": 3})
+    refused("there is no setting 'num_generations'", SFTConfig, num_generations=3)
+
+
+def test_what_is_deliberately_absent_says_why() -> None:
+    refused("'top_p'; training needs the log-probabilities of the very distribution", top_p=0.9)
+    refused("'num_train_epochs'; rollouts have no epochs", num_train_epochs=3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epsilon": 7}, "epsilon is 7: input should be less than 1"),
+        ({"temperature": 0}, "temperature is 0: input should be greater than 0"),
+        ({"max_steps": "soon"}, "max_steps is 'soon': input should be a valid integer"),
+        ({"max_steps": None}, "max_steps is None"),
+        ({"loss_type": "ppo"}, "loss_type is 'ppo': input should be 'grpo', 'dr_grpo', 'dapo' or 'bnpo'"),
+        ({"report_to": ["mlflow"]}, "report_to.0 is 'mlflow': input should be 'trackio', 'tensorboard' or 'wandb'"),
+        ({"advantage": "gae"}, "advantage is one of decoupled, .*got 'gae'"),
+        ({"advantage": "rloo", "scale_rewards": "none"}, "'rloo' has a scale of its own"),
+        ({"advantage_options": {"lambda": 1}}, r"takes the options \['gamma', 'std_floor'\], got \['lambda'\]"),
+        ({"num_generations": 1}, "num_generations is at least 2"),
+        ({"gradient_accumulation_steps": 2, "steps_per_generation": 3}, r"steps_per_generation \(3\) is a multiple"),
+        ({"dynamic_sampling_max_tries": 2}, "is for dynamic_sampling: true"),
+        ({"overlength": "mask"}, "set max_length"),
+        ({"rewards": "good"}, "no reward preset 'good'"),
+        ({"rewards": {"streams": []}}, "rewards.streams"),
+        ({"lora": {"rank": 3}}, "there is no setting 'lora.rank'"),
+        ({"lora": {}, "train_vision": True}, "lora trains adapters only"),
+        ({"push_to_hub": True}, "push_to_hub needs hub_model_id"),
+        ({"tasks": {}}, "exactly one of file .* and needles"),
+        ({"tasks": {"needles": {"count": 3, "seed": 500_000}}}, "tasks.needles.seed is below 500000"),
+        ({"evaluation": {"tasks": {"needles": {"count": 3, "seed": 1}}}}, "seeds from 500000 on"),
+        ({"dynamic_sampling": True, "advantage": "reinforce_plus_plus"}, "switch one of them off"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(changes: dict[str, Any], message: str) -> None:
+    refused(message, **changes)
+
+
+def test_sft_needs_one_source_and_one_length() -> None:
+    refused("exactly one of trajectories .* and teacher", SFTConfig, trajectories=[])
+    refused("exactly one of max_steps and num_train_epochs", SFTConfig, num_train_epochs=1)
+    assert checked(SFTConfig, {**SFT, "max_steps": None, "num_train_epochs": 0.5}).num_train_epochs == 0.5
+
+
+def write(path: Path, raw: Any) -> Path:
+    path.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    return path
+
+
+def test_overrides_reach_into_sections_and_lists(tmp_path: Path) -> None:
+    streams = {"streams": [{"name": "answer"}, {"name": "zoom"}]}
+    path = write(tmp_path / "c.yaml", {**RAW, "rewards": streams})
+    words = ["--learning-rate", "3e-4", "--rewards.streams.1.weight=0.5", "--advantage_options.gamma", "0.9"]
+    config = load_config(GRPOConfig, path, [*words, "--lora.r", "4", "--report_to", "[wandb]"])
+    assert config.learning_rate == 3e-4
+    assert config.rewards.streams[1].weight == 0.5
+    assert config.advantage_options == {"gamma": 0.9}
+    assert config.lora is not None
+    assert (config.lora.r, config.report_to) == (4, ("wandb",))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["learning_rate", "3"], "expected --key value, got 'learning_rate'"),
+        (["--learning_rate"], "--learning_rate needs a value"),
+        (["--max_steps.more", "3"], "'max_steps' has no place 'more'"),
+        (["--rewards.streams.7.weight", "3"], "there is no 'rewards.streams.7'"),
+        (["--max_steps", "["], "no YAML"),
+    ],
+)
+def test_bad_overrides_are_refused(tmp_path: Path, words: list[str], message: str) -> None:
+    path = write(tmp_path / "c.yaml", {**RAW, "rewards": {"streams": [{"name": "answer"}]}})
+    with pytest.raises(ConfigError, match=message):
+        load_config(GRPOConfig, path, words)
+
+
+def test_pairs_take_both_spellings() -> None:
+    assert pairs(["--a-b", "1", "--c.d=x=y", "--e", "-3"]) == [("a_b", "1"), ("c.d", "x=y"), ("e", "-3")]
+
+
+def test_files_that_are_no_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read the configuration"):
+        load_config(GRPOConfig, tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- a\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="it holds list"):
+        load_config(GRPOConfig, tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [", encoding="utf-8")
+    with pytest.raises(ConfigError, match="is no YAML"):
+        load_config(GRPOConfig, tmp_path / "broken.yaml")
+
+
+def test_the_loss_gets_every_setting_of_its_own() -> None:
+    values: dict[str, Any] = {"epsilon": 0.1, "epsilon_high": 0.3, "delta": 5.0, "beta": 0.1, "loss_type": "bnpo"}
+    values |= {"use_bias_correction_kl": False, "importance_sampling_level": "sequence"}
+    values |= {"vllm_importance_sampling_correction": False, "vllm_importance_sampling_mode": "sequence_mask"}
+    values |= {"vllm_importance_sampling_clip_max": 2.0, "vllm_importance_sampling_clip_min": 0.5}
+    assert set(values) == set(PolicyLossSettings.model_fields)
+    assert checked(GRPOConfig, {**RAW, **values}).loss == PolicyLossSettings(**values)
