@@ -6,7 +6,7 @@ shows what it gave. The promises are those of `closeup.agent.contract`; these ar
 Invariants
 1. Nothing over budget is shown: a clip that does not fit is refused, and the model is told what is left.
 2. The last message that a budget allows is a forced answer: only `answer` is taken, and the dialect's prefix begins it
-   (but see `Preset.force_answer`). A forced message that is no valid answer truncates the episode, under the name of
+   (but see `Preset.last_message`). A forced message that is no valid answer truncates the episode, under the name of
    the limit that forced it; that of a preset's `after_fault` is "after_fault".
 3. Text of tasks, tools and error messages passes through `Dialect.plain` and is bounded in length.
 4. Evidence in an answer is cut to windows that were watched closely; what is cut off is listed in `StepInfo.dropped`.

@@ -35,7 +35,8 @@ class OverviewRule(BaseModel):
         short_seconds: a video shorter than this has frames of `short_factor` times the area; 0: none has.
         mode: "exact" or "keyframe".
         overlay: drawing put on every frame.
-        shown: show it. When not, closer looks are measured against it all the same (`SufficiencyScorer` asks so).
+        show: "frames", or "blank": black frames at the same times, or "nothing". Closer looks are measured against the
+            overview all the same. (To ask what a model knows without having seen the overview.)
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,7 +50,7 @@ class OverviewRule(BaseModel):
     short_factor: float = Field(default=2.0, ge=1)
     mode: Literal["exact", "keyframe"] = "exact"
     overlay: Literal["seconds"] | None = None
-    shown: bool = True
+    show: Literal["frames", "blank", "nothing"] = "frames"
 
     @model_validator(mode="after")
     def _consistent(self) -> OverviewRule:
@@ -92,8 +93,9 @@ class Preset(BaseModel):
         after_fault: what follows a message that could not be carried out. "tell": the model is told and goes on;
             "answer": the next message is the forced answer; "look_and_answer": the same, and when nothing was watched
             closely yet the whole first video is shown closely before it; "end": the episode ends.
-        force_answer: the last of `budget.max_steps` messages is a forced answer. If not, it is as free as the others,
-            and the episode is truncated when it is no answer.
+        last_message: how the last of `budget.max_steps` messages is. "prefixed": only an answer is taken, and the
+            dialect's prefix begins it; "asked": only an answer is taken; "free": like any other, and the episode is
+            truncated when it is no answer.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -108,7 +110,7 @@ class Preset(BaseModel):
     tools: tuple[str, ...] | None = None
     temperature: float = Field(default=0.0, ge=0)
     after_fault: Literal["tell", "answer", "look_and_answer", "end"] = "tell"
-    force_answer: bool = True
+    last_message: Literal["prefixed", "asked", "free"] = "prefixed"
 
 
 _TINY = Preset(
@@ -149,7 +151,7 @@ _LOVE_R1_GRPO = _LOVE_R1.model_copy(
         "rules": ToolRules.love_r1(),
         "temperature": 0.9,
         "after_fault": "end",
-        "force_answer": False,
+        "last_message": "free",
     }
 )
 

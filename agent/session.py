@@ -85,7 +85,8 @@ class Session:
             if clip.video not in self.by_identity:
                 known = ", ".join(self.by_identity) or "none"
                 raise ValueError(f"a clip to start with shows video {clip.video}, which is not of this task ({known})")
-        new = [clip for clip in self.overviews.values() if self.preset.overview.shown and clip not in before]
+        new = [self._as_shown(clip) for clip in self.overviews.values() if clip not in before]
+        new = [] if self.preset.overview.show == "nothing" else new
         self._overviews = tuple((self._heading("overview", clip), clip) for clip in new)
         self._clips = tuple((self._heading("clip", clip), clip) for clip in seen_clips)
         later = [clip for clip in (*before, *seen_clips) if clip not in self.seen]
@@ -188,6 +189,10 @@ class Session:
         for video in self.videos:
             video.close()
 
+    def _as_shown(self, overview: Clip) -> Clip:
+        """What is shown of an overview: itself, or black frames in its place."""
+        return overview.model_copy(update={"overlay": "blank"}) if self.preset.overview.show == "blank" else overview
+
     def _must_answer(self) -> str:
         looks = [
             self.cost(Clip(video=video.identity, start=0, end=0, num_frames=1, pixels=self.preset.rules.skim_pixels))
@@ -196,7 +201,7 @@ class Session:
         ]
         least = min(looks, key=lambda cost: cost.visual_tokens, default=Cost())
         limit = self.meter.must_answer(least)
-        if limit == "max_steps" and not self.preset.force_answer:
+        if limit == "max_steps" and self.preset.last_message == "free":
             return self.meter.broken(least, messages=2)  # the last message is free, but not of the other limits
         return limit
 
@@ -214,10 +219,11 @@ class Session:
 
     def _observation(self, messages: tuple[Message, ...], *, rebuilt: bool, prefix: str = "") -> Observation:
         forced = bool(self.forced_by)
+        prefixed = forced and self.preset.last_message != "asked"
         return Observation(
             messages=messages,
             context=self._context,
-            assistant_prefix=prefix or (self.dialect.forced_prefix(self.tools) if forced else ""),
+            assistant_prefix=prefix or (self.dialect.forced_prefix(self.tools) if prefixed else ""),
             forced=forced,
             rebuilt=rebuilt,
             tools=tuple(s for s in self._specs if not forced or s["function"]["name"] == "answer"),

@@ -46,7 +46,7 @@ BUILTINS = {
     "love_r1_format_published": f"{_REWARDS}:love_r1_format_published",
     "zoom_by_answer": f"{_SCORERS}:ZoomByAnswer",
     "gated": f"{_SCORERS}:Gated",
-    "sufficiency": f"{_SCORERS}:SufficiencyScorer",
+    "sufficiency": "closeup.rl.sufficiency:SufficiencyScorer",
     "judge": "closeup.rl.judge:JudgeScorer",
 }
 

@@ -1,10 +1,8 @@
-"""Late reward streams: what a step earns once its episode is over. The judge has a file of its own
-(`closeup.rl.judge`).
+"""Late reward streams: what a step earns once its episode is over. Those that ask a model have files of their own.
 
 - `zoom_by_answer`: a close look earns what the answer it led to was worth (LOVE-R1's reward of a zoom).
 - `gated`: another stream of the step, where the final answer was right, and 0 where it was wrong (Video-MTR, DeepEyes).
-- `sufficiency`: the question is asked again with the retrieved clips alone; 1 when that answer is right. It needs no
-  gold windows (REVISOR's causal reward).
+- `sufficiency` (`closeup.rl.sufficiency`) and `judge` (`closeup.rl.judge`).
 
 A scorer that asks a model offers `score_many`, so that a whole group costs one batch; `score_group` uses it.
 
@@ -15,23 +13,16 @@ Invariants
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
-from closeup.agent.episode import run_episodes
-from closeup.agent.policies.base import Policy, Sampling
-from closeup.agent.preset import Preset
 from closeup.agent.scoring import Scorer, add_scores
-from closeup.agent.start import Start
 from closeup.agent.task import Task
 from closeup.agent.trajectory import Trajectory
 from closeup.rl.answers import answer_score, is_correct
 from closeup.rl.looks import close_looks_by_step, final_answer, judgeable
 from closeup.tools.base import Answer
-from closeup.tools.video.clip import Clip
 
-log = logging.getLogger(__name__)
 Scores = list[dict[str, float | None]]
 Worth = Callable[[Task, Answer | None], float | bool | None]
 """How much an answer is worth, 0 to 1; None when that cannot be told. `is_correct` and `answer_score` are two."""
@@ -115,98 +106,6 @@ class Gated:
         return scores
 
 
-class SufficiencyScorer:
-    """Whether what was retrieved is enough: the question again, with the close looks alone, and the answer forced.
-
-    The policy sees the clips, the question and no overview, and must answer in one greedy message. 1.0 when that answer
-    is right, 0.0 when it is wrong or none; None for steps without a close look, and where rightness cannot be told.
-
-    Args:
-        policy: answers; as a rule the policy that is being trained.
-        preset: the one the trajectories were made under: dialect, prompts, clips and their budget.
-        name: of the stream.
-        credit: "last": one answer from all looks, credited to the last step that looked (return-to-go carries it to the
-            earlier ones). "each": every step that looked is asked about on its own, from its own looks.
-        max_live: questions asked at the same time.
-
-    Attributes:
-        failures: questions that could not be asked so far.
-    """
-
-    def __init__(
-        self,
-        policy: Policy,
-        preset: Preset,
-        *,
-        name: str = "sufficiency",
-        credit: Literal["last", "each"] = "last",
-        max_live: int = 32,
-    ) -> None:
-        if credit not in ("last", "each"):
-            raise ValueError(f"credit is 'last' or 'each', got {credit!r}")
-        self.name = name
-        self._policy = policy
-        self._preset = alone_preset(preset)
-        self._credit = credit
-        self._max_live = max_live
-        self.failures = 0
-
-    def score(self, trajectory: Trajectory) -> Scores:
-        """The stream for every step of one trajectory."""
-        (scores,) = self.score_many([trajectory])
-        return scores
-
-    def score_many(self, trajectories: Sequence[Trajectory]) -> list[Scores]:
-        """The streams of many trajectories, all questions asked in one run.
-
-        A question that could not be asked (a video that is gone, a policy that broke) is None, logged, and counted in
-        `failures`. Raises `ValueError` when two trajectories have one id.
-        """
-        starts: list[Start] = []
-        places: list[tuple[int, int]] = []
-        for index, trajectory in enumerate(trajectories):
-            for step, clips in self._questions(trajectory):
-                # an id of its own: the policy may still hold the state of the live episode
-                task = trajectory.task.model_copy(update={"id": f"{trajectory.id}#{self.name}-{step}"})
-                starts.append(Start(task, seen_clips=clips))
-                places.append((index, step))
-        scores: list[Scores] = [[{self.name: None} for _ in trajectory.steps] for trajectory in trajectories]
-        sampling = Sampling(temperature=0.0, max_new_tokens=self._preset.budget.max_new_tokens)
-        answers = run_episodes(
-            starts, self._policy, preset=self._preset, judge=is_correct, sampling=sampling, max_live=self._max_live
-        )
-        for (index, step), asked in zip(places, answers, strict=True):
-            if asked.outcome.failed:
-                self.failures += 1
-                log.warning("%s of %s is not scored: %s", self.name, trajectories[index].id, asked.outcome.reason)
-                continue
-            correct = asked.outcome.correct
-            scores[index][step] = {self.name: None if correct is None else float(correct)}
-        return scores
-
-    def _questions(self, trajectory: Trajectory) -> list[tuple[int, tuple[Clip, ...]]]:
-        """Which step is asked about with which clips."""
-        if not judgeable(trajectory) or is_correct(trajectory.task, None) is None:
-            return []
-        looked = [(step, clips) for step, clips in enumerate(close_looks_by_step(trajectory)) if clips]
-        if self._credit == "each" or not looked:
-            return [(step, _distinct(clips)) for step, clips in looked]
-        return [(looked[-1][0], _distinct([clip for _, clips in looked for clip in clips]))]
-
-
-def alone_preset(preset: Preset) -> Preset:
-    """`preset` with nothing to see but what is given: no overview, one message, and only `answer` to call."""
-    return preset.model_copy(
-        update={
-            "name": f"{preset.name}-alone",
-            "overview": preset.overview.model_copy(update={"shown": False}),
-            "budget": preset.budget.model_copy(update={"max_steps": 1}),
-            "tools": ("answer",),
-            "force_answer": True,
-        }
-    )
-
-
 def worth_by(by: str) -> Worth:
     """`is_correct` for "correct", `answer_score` for "score". Raises `ValueError` for anything else."""
     if by not in ("correct", "score"):
@@ -219,7 +118,3 @@ def _worth_of(trajectory: Trajectory, worth: Worth) -> float | None:
         return None
     value = worth(trajectory.task, final_answer(trajectory))
     return None if value is None else float(value)
-
-
-def _distinct(clips: Sequence[Clip]) -> tuple[Clip, ...]:
-    return tuple(dict.fromkeys(clips))

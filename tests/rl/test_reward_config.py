@@ -34,7 +34,8 @@ from closeup.rl.reward_registry import (
     reward_names,
 )
 from closeup.rl.rewards import DEFAULT_REWARDS, format_reward
-from closeup.rl.scorers import GroupScorer, SufficiencyScorer, score_group
+from closeup.rl.scorers import GroupScorer, score_group
+from closeup.rl.sufficiency import SufficiencyScorer
 from closeup.tools.registry import PluginWarning
 
 TASK = Task(id="t", videos=(Path("a.mp4"),), question="Which?", options=("3", "7"), answer="7")

@@ -1,8 +1,7 @@
-"""Late streams: credit by the answer, gating, and asking again from what was retrieved."""
+"""Late streams that ask no model: credit by the answer, gating, and how late streams are added."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from closeup.agent.dialects.base import ToolCall
 from closeup.agent.dialects.hermes import Hermes
 from closeup.agent.dialects.love_r1 import ANSWER_PREFIX, ZOOM_PREFIX
 from closeup.agent.episode import run_episodes
-from closeup.agent.policies.base import Completion, Policy, Request
 from closeup.agent.policies.scripted import ScriptedPolicy
 from closeup.agent.preset import get_preset
 from closeup.agent.task import Task
@@ -21,7 +19,7 @@ from closeup.agent.trajectory import Outcome, Trajectory
 from closeup.rl.looks import close_looks_by_step, final_answer, judgeable
 from closeup.rl.reward_config import build_rewards
 from closeup.rl.rewards import DEFAULT_REWARDS, is_correct
-from closeup.rl.scorers import Gated, GroupScorer, SufficiencyScorer, ZoomByAnswer, alone_preset, score_group
+from closeup.rl.scorers import Gated, ZoomByAnswer, score_group
 
 TINY = get_preset("tiny")
 
@@ -168,126 +166,6 @@ def test_gating_a_stream_that_is_not_there(task: Task) -> None:
 def test_a_later_scorer_sees_the_streams_of_an_earlier_one(task: Task) -> None:
     (scored,) = score_group(played(task, [ZOOM, RIGHT]), [ZoomByAnswer(), Gated("zoom_by_answer")])
     assert stream(scored, "gated_zoom_by_answer") == [1.0, None]
-
-
-# --- sufficiency -----------------------------------------------------------------------------------------------------
-
-
-class Watcher(Policy):
-    """Answers right when the clips it is shown include the gold seconds; keeps every request."""
-
-    name = "watcher"
-
-    def __init__(self, answer: Callable[[Request], str] | None = None) -> None:
-        self.requests: list[Request] = []
-        self.batches: list[int] = []
-        self.forgotten: list[str] = []
-        self._answer = answer or self.by_what_is_shown
-
-    def generate(self, requests: Sequence[Request], **_: Any) -> list[Completion]:
-        self.requests += requests
-        self.batches.append(len(requests))
-        return [Completion(self._answer(request)) for request in requests]
-
-    def forget(self, episode_id: str) -> None:
-        self.forgotten.append(episode_id)
-
-    @staticmethod
-    def by_what_is_shown(request: Request) -> str:
-        clips = [clip for message in request.messages for clip in message.clips]
-        return RIGHT if any(clip.start < 13 and clip.end > 12 for clip in clips) else WRONG
-
-
-def test_the_question_is_asked_again_with_the_close_looks_alone(task: Task) -> None:
-    (trajectory,) = played(task, [ZOOM, SKIM, AGAIN, RIGHT])
-    watcher = Watcher()
-    (scores,) = SufficiencyScorer(watcher, TINY).score_many([trajectory])
-    assert [score["sufficiency"] for score in scores] == [None, None, 1.0, None]
-    (request,) = watcher.requests
-    (message,) = request.messages
-    assert [clip.start for clip in message.clips] == [12.0, 2.0], "no overview and no sparse resample"
-    assert message.text.startswith("\n") and task.question in message.text
-    assert request.assistant_prefix.startswith("<tool_call>") and request.sampling.temperature == 0
-    assert [tool["function"]["name"] for tool in request.tools] == ["answer"]
-    assert not set(watcher.forgotten) & {trajectory.id}, "the state of the live episode is not touched"
-
-
-def test_whether_the_answer_itself_was_right_does_not_matter(task: Task) -> None:
-    found, missed = played(task, [ZOOM, WRONG], [AGAIN, RIGHT])
-    scorer = SufficiencyScorer(Watcher(), TINY)
-    assert scorer.score(found) == [{"sufficiency": 1.0}, {"sufficiency": None}]
-    assert scorer.score(missed) == [{"sufficiency": 0.0}, {"sufficiency": None}]
-
-
-def test_each_look_may_be_asked_about_on_its_own(task: Task) -> None:
-    (trajectory,) = played(task, [AGAIN, ZOOM, RIGHT])
-    scores = SufficiencyScorer(Watcher(), TINY, name="enough", credit="each").score(trajectory)
-    assert scores == [{"enough": 0.0}, {"enough": 1.0}, {"enough": None}]
-    with pytest.raises(ValueError, match="'last' or 'each', got 'all'"):
-        SufficiencyScorer(Watcher(), TINY, credit="all")  # type: ignore[arg-type]
-
-
-def test_a_group_costs_one_batch(task: Task) -> None:
-    group = played(task, [ZOOM, RIGHT], [AGAIN, RIGHT], [RIGHT], [ZOOM, AGAIN, WRONG])
-    watcher = Watcher()
-    scorer = SufficiencyScorer(watcher, TINY)
-    assert isinstance(scorer, GroupScorer)
-    scored = score_group(group, [scorer])
-    assert watcher.batches == [3], "the rollout without a look is not asked about"
-    assert [stream(t, "sufficiency") for t in scored] == [[1.0, None], [0.0, None], [None], [None, 1.0, None]]
-    alone = [SufficiencyScorer(Watcher(), TINY).score(trajectory) for trajectory in group]
-    assert [[step["sufficiency"] for step in scores] for scores in alone] == [
-        stream(trajectory, "sufficiency") for trajectory in scored
-    ]
-
-
-def test_nothing_is_asked_where_the_answer_cannot_be_judged(task: Task) -> None:
-    (trajectory,) = played(task.model_copy(update={"answer": None}), [ZOOM, RIGHT])
-    watcher = Watcher()
-    assert SufficiencyScorer(watcher, TINY).score(trajectory) == [{"sufficiency": None}] * 2
-    assert watcher.requests == []
-
-
-def test_an_answer_that_is_none_is_wrong_and_one_that_could_not_be_asked_for_is_not_scored(
-    task: Task, caplog: pytest.LogCaptureFixture
-) -> None:
-    (trajectory,) = played(task, [ZOOM, RIGHT])
-    prefix = '<tool_call>\n{"name": "answer", "arguments": {'
-    assert SufficiencyScorer(Watcher(lambda _: prefix + "oh"), TINY).score(trajectory)[0] == {"sufficiency": 0.0}
-
-    def broken(_: Request) -> str:
-        raise RuntimeError("out of memory")
-
-    scorer = SufficiencyScorer(Watcher(broken), TINY)
-    with caplog.at_level(logging.WARNING):
-        assert scorer.score(trajectory)[0] == {"sufficiency": None}
-    assert scorer.failures == 1 and "out of memory" in caplog.text
-
-
-def test_it_works_where_the_context_is_rebuilt(task: Task) -> None:
-    preset = get_preset("love_r1")
-    script = [f"{ZOOM_PREFIX}\\boxed{{[12, 13]}}", f"{ANSWER_PREFIX}\\boxed{{B}}"]
-    (trajectory,) = played(task, script, preset=preset)
-    watcher = Watcher(lambda _: f"{ANSWER_PREFIX}\\boxed{{B}}")
-    assert SufficiencyScorer(watcher, preset).score(trajectory)[0] == {"sufficiency": 1.0}
-    (request,) = watcher.requests
-    assert request.assistant_prefix == ANSWER_PREFIX
-    text = "".join(message.text for message in request.messages)
-    assert "Full video" not in text and "Subset zoom-in video clip [7, 18]" in text and "zoom in on" not in text
-
-
-def test_the_preset_of_the_second_look_changes_what_it_must(task: Task) -> None:
-    for name in ("default", "love_r1-grpo"):
-        preset = get_preset(name)
-        alone = alone_preset(preset)
-        assert (alone.budget.max_steps, alone.tools, alone.force_answer, alone.overview.shown) == (
-            1,
-            ("answer",),
-            True,
-            False,
-        )
-        assert (alone.dialect, alone.prompts, alone.rules) == (preset.dialect, preset.prompts, preset.rules)
-        assert alone.name != preset.name
 
 
 # --- adding scores ---------------------------------------------------------------------------------------------------

@@ -35,7 +35,8 @@ class Clip(BaseModel):
             edge of equal bins, "centre" the middle of equal bins (LongVPO's segment centres).
         mode: "exact", or "keyframe" (nearest key frame at or before each time: cheap skims, honest labels).
         pixels: largest area of one frame in pixels; the model's adapter turns it into a size it accepts.
-        overlay: name of a drawing put on every frame ("seconds": the time in red, lower right), or None.
+        overlay: name of a drawing put on every frame ("seconds": the time in red, lower right; "blank": black all over,
+            a clip that says when and how large and shows nothing), or None.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,7 +50,7 @@ class Clip(BaseModel):
     placement: Literal["ends", "left", "centre"] = "ends"
     mode: Literal["exact", "keyframe"] = "exact"
     pixels: int = Field(gt=0)
-    overlay: Literal["seconds"] | None = None
+    overlay: Literal["seconds", "blank"] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Clip:

@@ -1,4 +1,5 @@
-"""Drawings on frames, by name. "seconds": the time as a red whole number of seconds in the lower right corner.
+"""Drawings on frames, by name. "seconds": the time as a red whole number of seconds in the lower right corner; "blank":
+black all over.
 
 LOVE-R1 burns such a count into the pixels so that the model can read time; the font is as high as an eighth of the
 frame's shorter side. The font is Pillow's own, so the drawing depends on Pillow's version and on no font file.
@@ -24,8 +25,10 @@ def draw(overlay: str | None, picture: NDArray[np.uint8], seconds: float) -> NDA
     """
     if overlay is None:
         return picture
+    if overlay == "blank":
+        return np.zeros_like(picture)
     if overlay != "seconds":
-        raise ValueError(f"unknown overlay {overlay!r}; known: 'seconds'")
+        raise ValueError(f"unknown overlay {overlay!r}; known: 'seconds', 'blank'")
     image = Image.fromarray(np.ascontiguousarray(picture))
     height, width = picture.shape[:2]
     margin = max(1, min(width, height) // 40)

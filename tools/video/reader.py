@@ -167,7 +167,7 @@ class Video:
             left = []
             for tick in ticks:
                 pts = index.shown(tick) if mode == "exact" else index.key_shown(tick)
-                picture = None if pts is None else cache.frames.get(key(pts))
+                picture = None if pts is None else blank if overlay == "blank" else cache.frames.get(key(pts))
                 if pts is None or picture is None:
                     left.append(tick)
                 else:
@@ -175,6 +175,7 @@ class Video:
             return tuple(left)
 
         index = _index(probe)
+        blank = np.zeros((*size, 3), dtype=np.uint8)  # needs no decoding where the frames' times are known already
         missing = recall(sorted(places))
         if missing:
             # The turn is named by the whole request: a caller who comes while it is half done waits for the rest of it.
