@@ -138,7 +138,6 @@ def test_the_whole_command(tmp_path):
     arguments = [
         "--tokens",
         "220",
-        "100",
         "--new",
         "4",
         "--rollouts",
