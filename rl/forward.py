@@ -83,7 +83,7 @@ class TreeForward:
                 return self._two_phase(tree, features, loss_of, scale)
             scores = self.scores(tree, features)
             loss = loss_of(scores.logprobs, self._long(np.arange(len(tree.targets))))
-            (loss * scale).backward()
+            torch.autograd.backward(loss * scale)
             return loss.detach()
 
     # ---- parts -----------------------------------------------------------------------------------------------------
@@ -151,13 +151,13 @@ class TreeForward:
                 place = np.where(source < trunk.end, np.searchsorted(spoken, source), source - begin + len(spoken))
                 scores = self._score(states, place, tree.targets.token[mine])
                 loss = loss_of(scores.logprobs, self._long(mine))
-                (loss * scale).backward()
+                torch.autograd.backward(loss * scale)
                 total += loss.detach()
             pairs = [(root, grown.grad) for root, grown in zip(roots, leaves, strict=True) if grown.grad is not None]
             if pairs:
                 torch.autograd.backward([root for root, _ in pairs], [grad.to(root) for root, grad in pairs])
         if leaf.grad is not None:
-            embeds.backward(leaf.grad)
+            torch.autograd.backward(embeds, leaf.grad)
         return total
 
     @staticmethod

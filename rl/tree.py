@@ -210,4 +210,5 @@ def _targets(rows: Sequence[Row], paths: Sequence[Ints]) -> Targets:
             for column, part in zip(columns, parts, strict=True):
                 column.append(part)
             logprobs.append(np.full(count, np.nan, dtype=np.float32) if span.logprobs is None else span.logprobs)
-    return Targets(*(np.concatenate(column) for column in columns), np.concatenate(logprobs))
+    source, token, row_of, rollout, step, offset = (np.concatenate(column) for column in columns)
+    return Targets(source, token, row_of, rollout, step, offset, np.concatenate(logprobs))
