@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 
@@ -15,8 +16,13 @@ from closeup.agent.messages import ClipPart, Message
 from closeup.agent.models.load import load_adapter
 from closeup.agent.preset import get_preset
 from closeup.agent.task import Task, load_tasks
+from closeup.agent.trajectory import ClipRecord
 from closeup.rl.data.needles import write
+from closeup.rl.forward import TreeForward
+from closeup.rl.losses import PolicyLossSettings, TargetBatch, pair_weights, policy_loss
 from closeup.rl.reward_config import RewardConfig, build_rewards
+from closeup.rl.rows import Row, Span
+from closeup.rl.tree import build_tree
 from closeup.rl.trl_adapter import (
     TRLAdapterError,
     image_geometry,
@@ -81,6 +87,8 @@ def trainer(tasks, processor, tmp_path_factory):
         environment_factory=video_qa_environment(PRESET, rewards=REWARDS, geometry=image_geometry(processor)),
     )
     made.before = {name: p.detach().clone() for name, p in adapter.model.named_parameters()}
+    adapter.suppressed_ids = ()  # TRL's log-probabilities are of all ids
+    made.adapter = adapter
     made.seen = []  # what its forward passes were given
     original = made._generate_and_score_completions
 
@@ -147,6 +155,78 @@ def test_what_trl_saves_loads_again(trainer, tmp_path):
     now = dict(trainer.model.named_parameters())
     assert all(torch.equal(value, now[name]) for name, value in again.model.named_parameters())
     assert trl_processor(str(tmp_path)).chat_template == trainer.processing_class.chat_template
+
+
+# ---- on what TRL can express, our update is TRL's ------------------------------------------------------------------
+
+
+def rows_of_batch(out, adapter):
+    """The rollouts that TRL's update is given as rows, with the patches of each distinct image by its key."""
+    grids = out["image_grid_thw"].tolist()
+    patches = torch.split(out["pixel_values"], [t * h * w for t, h, w in grids])
+    rows, pixels, place = [], {}, 0
+    for rollout, count in enumerate(out["num_images"]):
+        media = []
+        for grid, patch in zip(grids[place : place + count], patches[place : place + count], strict=True):
+            key = hashlib.blake2b(patch.numpy().tobytes(), digest_size=16).hexdigest()
+            clip = Clip(video="any", start=0, end=0, num_frames=1, pixels=1)
+            size, tokens = (14 * grid[1], 14 * grid[2]), grid[1] * grid[2] // 4
+            record = ClipRecord(clip=clip, times=(0.0,), size=size, tokens=tokens, digest=key)
+            media.append(adapter.media(record))
+            pixels[key] = (patch, grid)
+        place += count
+        prompt = out["prompt_ids"][rollout][out["prompt_mask"][rollout].bool()].tolist()
+        kept = out["completion_mask"][rollout].bool()
+        ids = prompt + out["completion_ids"][rollout][kept].tolist()
+        spoke = np.diff([0, *out["tool_mask"][rollout][kept].tolist(), 0])
+        bounds = zip(np.flatnonzero(spoke == 1), np.flatnonzero(spoke == -1), strict=True)
+        spans = tuple(Span(n, len(prompt) + int(a), len(prompt) + int(b)) for n, (a, b) in enumerate(bounds))
+        rows.append(Row(rollout, np.array(ids), tuple(media), adapter.positions(ids, media), spans))
+    return rows, pixels
+
+
+def gradients_of(model):
+    """The gradients, which are taken off the model."""
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("two_phase", [False, True], ids=["packed", "two-phase"])
+def test_our_tree_makes_the_update_that_trl_makes(trainer, step, two_phase):
+    """Rollouts of several turns with frames from tools, by TRL's forward and loss and by our tree; the tower learns."""
+    model, adapter, (out, _) = trainer.model.train(), trainer.adapter, trainer.seen[step]
+    model.zero_grad(set_to_none=True)
+    theirs = trainer._compute_loss(model, out)
+    theirs.backward()
+    expected = gradients_of(model)
+
+    rows, pixels = rows_of_batch(out, adapter)
+    tree = build_tree(rows, adapter)
+    assert len(tree) < tree.row_tokens
+    assert len(tree.media) < sum(out["num_images"])
+    chosen = [pixels[item.key] for item in tree.media]
+    features = model.model.get_image_features(
+        torch.cat([patch for patch, _ in chosen]), torch.tensor([grid for _, grid in chosen])
+    ).pooler_output
+    leaves = [feature.detach().requires_grad_() for feature in features]
+    weights = pair_weights([row.targets for row in rows], "dapo").float()
+    number = torch.from_numpy(tree.targets.row)
+    batch = TargetBatch(out["advantages"][number], weights[number], number)
+    settings = PolicyLossSettings(loss_type="dapo", vllm_importance_sampling_correction=False)
+    ours = TreeForward(adapter).backward(
+        tree, leaves, lambda found, index: policy_loss(found, batch.take(index), settings)[0], two_phase=two_phase
+    )
+    torch.autograd.backward(features, [leaf.grad for leaf in leaves])
+    found = gradients_of(model)
+
+    assert float(ours) == pytest.approx(float(theirs.detach()), abs=1e-6)
+    assert set(found) == set(expected)
+    largest = max(float(value.abs().max()) for value in expected.values())
+    assert largest > 1e-4 or not out["advantages"].any()
+    for name, value in expected.items():
+        assert float((found[name] - value).abs().max()) <= 1e-4 * float(value.abs().max()) + 1e-6 * largest, name
 
 
 # ---- the same ids as closeup's own rendering -----------------------------------------------------------------------
