@@ -1,12 +1,12 @@
 """`VideoQAEnv` for stock `trl.GRPOTrainer`: an `environment_factory`, and the dataset, processor and settings it needs.
 
-    make = video_qa_environment(preset, rewards="default", geometry=image_geometry(processor))
+    processor = trl_processor(model)
     trainer = GRPOTrainer(
         model=model,
         args=GRPOConfig(**trl_settings(processor, preset), ...),
         train_dataset=trl_dataset(tasks, preset),
-        processing_class=processor,  # from `trl_processor`
-        environment_factory=make,
+        processing_class=processor,
+        environment_factory=video_qa_environment(preset, processor, rewards="default"),
     )
 
 Every tool in force is a public method of the environment, as TRL asks; a call is put to `VideoQAEnv.step` as the
@@ -159,9 +159,9 @@ def trl_dataset(tasks: Sequence[Task], preset: Preset) -> Any:
 
 def video_qa_environment(
     preset: Preset,
+    processor: Any,
     *,
     rewards: RewardConfig | str = "default",
-    geometry: VisionGeometry | None = None,
     tools: Sequence[type[Tool[Any]]] | None = None,
     video_backend: str = "pyav",
     threads: int = 2,
@@ -169,9 +169,8 @@ def video_qa_environment(
     """A class of environments for one preset, to be given to `GRPOTrainer` as `environment_factory`.
 
     Args:
-        preset: of the dialect `hermes`.
+        preset: of the dialect `hermes`. processor: from `trl_processor`; it says how large a frame may be.
         rewards: the streams; each is summed over the episode, times its weight. None counts as nothing.
-        geometry: from `image_geometry`; default: of Qwen2.5-VL.
         tools, video_backend, threads: as for `VideoQAEnv`.
 
     Raises:
@@ -188,7 +187,7 @@ def video_qa_environment(
             "train with: closeup train grpo"
         )
     chosen = tuple(registered_tools(preset.tools).values() if tools is None else tools)
-    shape = geometry or VisionGeometry(temporal=1)
+    shape, largest = image_geometry(processor), int(processor.image_processor.size["longest_edge"])
 
     def make() -> VideoQAEnv:
         return VideoQAEnv(
@@ -204,7 +203,8 @@ def video_qa_environment(
     methods: dict[str, Any] = {tool.name: _method(tool) for tool in chosen}
     if clash := sorted(name for name in methods if name.startswith("_") or name in ("reset", "get_reward")):
         raise TRLAdapterError(f"TRL does not take {', '.join(clash)} for a tool; give it another name")
-    return type("VideoQA", (TRLEnvironment,), {"_make": staticmethod(make), "_streams": streams, **methods})
+    fixed = {"_make": staticmethod(make), "_streams": streams, "_largest": largest}
+    return type("VideoQA", (TRLEnvironment,), {**fixed, **methods})
 
 
 class TRLEnvironment:
@@ -212,6 +212,7 @@ class TRLEnvironment:
 
     _make: ClassVar[Callable[..., VideoQAEnv]]
     _streams: ClassVar[RewardSet]
+    _largest: ClassVar[int]  # pixels of a frame
 
     def __init__(self) -> None:
         self._environment = self._make()
@@ -223,7 +224,8 @@ class TRLEnvironment:
         """Begin the episode of a row of `trl_dataset`; returns overview and question as content blocks.
 
         Raises:
-            TRLAdapterError: a row without a task. ValueError: as `VideoQAEnv.reset`.
+            TRLAdapterError: a row without a task, or frames that the processor would shrink. ValueError: as
+                `VideoQAEnv.reset`.
         """
         if task is None:
             raise TRLAdapterError("a row of the training set has no column 'task'; make the set with trl_dataset")
@@ -253,7 +255,7 @@ class TRLEnvironment:
             return _said(_BROKEN)
         try:
             return self._shown(result.observation) if result.observation.messages else _said("done")
-        except VideoError as error:
+        except (VideoError, TRLAdapterError) as error:  # TRL would show it to the model
             self._fail(error)
             return _said(_BROKEN)
 
@@ -294,6 +296,11 @@ class TRLEnvironment:
 
     def _frames(self, video: Video, part: ClipPart) -> list[Block]:
         size = self._environment.geometry.size(video.width, video.height, part.clip.pixels)
+        if size[0] * size[1] > self._largest:
+            raise TRLAdapterError(
+                f"frames of {size[1]}x{size[0]} pixels are above the processor's longest_edge ({self._largest} pixels) "
+                "and it would shrink them; raise that, or lower the preset's pixels"
+            )
         frames = video.frames(part.clip, size)
         blocks: list[Block] = []
         for pixels, seconds in zip(frames.pixels, frames.times, strict=True):
