@@ -1,8 +1,8 @@
-"""What the trainers' tests share: a few short generated videos, the half-trained model, settings small enough to run."""
+"""What the trainers' tests share: a few short generated videos, the half-trained model, settings for seconds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,10 @@ from closeup.agent.models.adapter import Adapter
 from closeup.agent.models.load import load_adapter
 from closeup.agent.preset import Preset, get_preset
 from closeup.agent.task import Task, load_tasks
+from closeup.rl.config import GRPOConfig
+from closeup.rl.configfile import checked
 from closeup.rl.data.needles import write
+from closeup.rl.grpo import GRPOTrainer
 
 
 @pytest.fixture(scope="session")
@@ -30,9 +33,9 @@ def needle_tasks(needle_file: Path) -> list[Task]:
 
 @pytest.fixture(scope="session")
 def short_preset() -> Preset:
-    """The bundled model's preset with at most three messages of 40 tokens."""
+    """The bundled model's preset with at most three messages."""
     preset = get_preset("tiny")
-    budget = preset.budget.model_copy(update={"max_steps": 3, "max_new_tokens": 40})
+    budget = preset.budget.model_copy(update={"max_steps": 3, "max_new_tokens": 80})
     return preset.model_copy(update={"budget": budget})
 
 
@@ -52,6 +55,7 @@ def grpo_settings(tmp_path: Path, needle_file: Path) -> Callable[..., dict[str, 
             "use_cpu": True,
             "tasks": {"file": str(needle_file)},
             "num_generations": 4,
+            "temperature": 1.3,  # rollouts that differ
             "per_device_train_batch_size": 2,
             "max_steps": 2,
             "learning_rate": 1e-4,
@@ -61,6 +65,26 @@ def grpo_settings(tmp_path: Path, needle_file: Path) -> Callable[..., dict[str, 
         return raw | changes
 
     return settings
+
+
+@pytest.fixture
+def make_grpo(
+    grpo_settings: Callable[..., dict[str, Any]], short_preset: Preset, needle_tasks: list[Task]
+) -> Iterator[Callable[..., GRPOTrainer]]:
+    """`make_grpo(num_iterations=2, …)`: a trainer of a fresh half-trained model; `preset`, `tasks`, `policy` and
+    `evaluation_tasks` are arguments, all else are settings."""
+    made: list[GRPOTrainer] = []
+
+    def make(**changes: Any) -> GRPOTrainer:
+        arguments = {name: changes.pop(name) for name in ("policy", "evaluation_tasks") if name in changes}
+        preset, tasks = changes.pop("preset", short_preset), changes.pop("tasks", needle_tasks)
+        config = checked(GRPOConfig, grpo_settings(**changes))
+        made.append(GRPOTrainer(load_adapter("tiny-half", device="cpu"), config, preset, tasks, **arguments))
+        return made[-1]
+
+    yield make
+    for trainer in made:
+        trainer.rollouts.close()
 
 
 @pytest.fixture(autouse=True)
