@@ -74,13 +74,15 @@ def load_weights(model: Any, folder: Path) -> None:
     Raises:
         CheckpointError: a tensor is missing, unknown or of another shape.
     """
+    from safetensors import SafetensorError
+
     try:
         if hasattr(model, "peft_config"):
             _load_adapters(model, folder)
             return
         loaded = type(model).from_pretrained(folder, dtype=model.dtype, local_files_only=True)
         model.load_state_dict(loaded.state_dict(), strict=True)
-    except (OSError, RuntimeError, KeyError) as error:
+    except (OSError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"the weights of {folder} do not fit this model: {_one_line(error)}") from error
 
 
