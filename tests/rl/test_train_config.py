@@ -5,12 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
+from closeup.agent.preset import get_preset
+from closeup.rl.advantages import estimate
 from closeup.rl.config import GRPOConfig, SFTConfig, TrainConfig
 from closeup.rl.configfile import ConfigError, checked, load_config, pairs
+from closeup.rl.credit import GroupRewards
 from closeup.rl.losses import PolicyLossSettings
+from closeup.rl.reward_config import build_rewards
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RAW: dict[str, Any] = {"output_dir": "runs/x", "max_steps": 3, "tasks": {"file": "tasks.jsonl"}}
@@ -30,7 +35,36 @@ def test_every_committed_configuration_is_accepted(path: Path) -> None:
 
 
 def test_there_are_configurations() -> None:
-    assert {"tiny_grpo", "tiny_sft"} <= {path.stem for path in CONFIGS.glob("*.yaml")}
+    wanted = {f"{name}_{kind}" for name in ("tiny", "love_r1", "longvila_r1") for kind in ("sft", "grpo")}
+    assert wanted <= {path.stem for path in CONFIGS.glob("*.yaml")}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*_grpo.yaml")), ids=lambda path: path.stem)
+def test_estimator_rewards_and_preset_of_a_recipe_belong_together(path: Path) -> None:
+    config = load_config(GRPOConfig, path)
+    if config.preset is not None:
+        assert get_preset(config.preset).budget.max_new_tokens >= (config.max_completion_length or 1)
+    rewards = build_rewards(config.rewards)
+    values = np.ones((len(rewards.streams), config.num_generations, 2))
+    values[:, ::2] = 0
+    group = GroupRewards(rewards.streams, values, np.ones(values.shape[1:], bool))
+    (advantages,) = estimate(config.advantage, [group], rewards.weights, **config.estimator_options)
+    assert (advantages[1::2, 0] > 0).all()
+    assert (advantages[::2, 0] < 0).all()
+
+
+def test_the_papers_numbers() -> None:
+    """seeds.md, sections 1.4 and 2.2."""
+    love = load_config(GRPOConfig, CONFIGS / "love_r1_grpo.yaml")
+    assert (love.learning_rate, love.num_generations, love.beta, love.weight_decay) == (1e-6, 8, 0, 0.01)
+    assert (love.max_completion_length, love.temperature, love.epsilon, love.loss_type) == (512, 0.9, 0.2, "bnpo")
+    chains = load_config(SFTConfig, CONFIGS / "love_r1_sft.yaml")
+    assert (chains.learning_rate, chains.num_train_epochs, chains.warmup_steps) == (1e-5, 2, 0.05)
+    assert (chains.gradient_accumulation_steps, chains.max_grad_norm, chains.max_length) == (16, 5, 20_500)
+    vila = load_config(GRPOConfig, CONFIGS / "longvila_r1_grpo.yaml")
+    assert (vila.epsilon, vila.epsilon_high, vila.delta, vila.beta) == (0.2, 0.3, 3.0, 0.01)
+    assert (8 * vila.gradient_accumulation_steps, 8 * vila.micro_steps, vila.updates_per_generation) == (128, 512, 4)
+    assert not vila.train_vision
 
 
 def test_names_the_trainer_shares_with_trl_have_trls_values() -> None:
