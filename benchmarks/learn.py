@@ -33,25 +33,36 @@ from _chart import lines
 from closeup.agent.trajectory import read_trajectories
 from closeup.rl.statistics import wilson
 
+STREAMS = {
+    "streams": [
+        {"name": "format", "weight": 0.5},
+        {"name": "zoom", "weight": 1.0, "function": "zoom_gain"},
+        {"name": "answer", "weight": 1.0},
+    ]
+}
 ARMS: dict[str, dict[str, Any]] = {
-    "decoupled": {"advantage": "decoupled", "rewards": {"streams": {"format": 0.2, "zoom": 1.0, "answer": 1.0}}},
-    "episode_sum": {"advantage": "episode_sum", "rewards": {"streams": {"format": 0.2, "zoom": 1.0, "answer": 1.0}}},
+    "decoupled": {"advantage": "decoupled", "advantage_options": {"gamma": {"format": 0.0}}, "rewards": STREAMS},
+    "episode_sum": {"advantage": "episode_sum", "rewards": STREAMS},
     "outcome_only": {"advantage": "outcome_only", "rewards": {"streams": {"answer": 1.0}}},
     "sufficiency": {
         "advantage": "decoupled",
-        "rewards": {"streams": {"format": 0.2, "sufficiency": 1.0, "answer": 1.0}},
+        "advantage_options": {"gamma": {"format": 0.0}},
+        "rewards": {"streams": {"format": 0.5, "sufficiency": 1.0, "answer": 1.0}},
     },
 }
 TRAIN = {"needles": {"count": 400, "seed": 40_000, "seconds": [16, 120]}}
 EVALUATION = {"needles": {"count": 256, "seed": 700_001, "seconds": [16, 120]}}
 SETTINGS: dict[str, Any] = {
     "model": "tiny-half",
-    "max_steps": 100,
+    "max_steps": 60,
     "learning_rate": 3e-4,
-    "lr_scheduler_type": "constant",
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 3,
+    "max_grad_norm": 0.2,
+    "loss_type": "grpo",
     "per_device_train_batch_size": 8,
     "num_generations": 8,
-    "temperature": 1.0,
+    "temperature": 0.9,
     "save_steps": 25,
     "save_total_limit": 1,
     "keep_rollouts": 0,
@@ -91,6 +102,7 @@ def train(arm: str, seed: int, work: Path, steps: int) -> None:
             kept = {k: v for k, v in (logs or {}).items() if k.startswith("rollouts/") or k == "entropy"}
             if kept:
                 curve.append({"step": state.global_step, **kept})
+                log.info("step %d %s", state.global_step, {k: round(v, 3) for k, v in kept.items()})
 
     preset = get_preset("tiny")
     began = time.process_time()
