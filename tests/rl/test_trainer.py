@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from closeup.agent.models.adapter import Adapter
 from closeup.agent.models.load import load_adapter
@@ -137,7 +141,7 @@ def test_weights_load_wholly_or_not_at_all(half: Adapter, tmp_path: Path) -> Non
     checkpoints.load_weights(half.model, folder)
     wanted = other.model.state_dict()
     assert all(torch.equal(value, wanted[name]) for name, value in half.model.state_dict().items())
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     state = load_file(folder / "model.safetensors")
     name = next(name for name in state if "mlp" in name)
@@ -262,3 +266,72 @@ def test_what_this_machine_cannot_do_is_said(grpo_settings: Callable[..., dict[s
         training_arguments(checked(GRPOConfig, grpo_settings(optim="adamw_tochr")), 1)
     with pytest.raises(ConfigError, match="report_to names wandb, which is not installed; install it with: pip"):
         check_trackers(checked(GRPOConfig, grpo_settings(report_to=["wandb"])))
+
+
+# ---- several processes ---------------------------------------------------------------------------------------------
+
+RUN = """
+import json, sys
+from pathlib import Path
+from closeup.agent.models.load import load_adapter
+from closeup.agent.preset import Preset
+from closeup.agent.task import load_tasks
+from closeup.rl.config import GRPOConfig
+from closeup.rl.configfile import checked
+from closeup.rl.grpo import GRPOTrainer
+
+config = checked(GRPOConfig, json.loads(sys.argv[1]))
+tasks = load_tasks(Path(config.tasks.file))
+preset = Preset.model_validate_json(sys.argv[2])
+adapter = load_adapter("tiny-half", device="cpu")
+trainer = GRPOTrainer(adapter, config, preset, tasks, evaluation_tasks=tasks[:3])
+trainer.train(resume_from_checkpoint=True)
+if trainer.is_world_process_zero():
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    found = {"after": trainer.after.overall.model_dump(), "losses": [entry["loss"] for entry in log]}
+    found["correct"] = [entry["rollouts/correct"] for entry in log]
+    found["tokens"] = [entry["tokens"] for entry in log]
+    Path(config.output_dir, "found.json").write_text(json.dumps(found))
+"""
+
+
+@pytest.mark.distributed
+def test_two_processes_give_the_updates_of_one(
+    grpo_settings: Callable[..., dict[str, Any]], short_preset: Preset, tmp_path: Path
+) -> None:
+    (tmp_path / "run.py").write_text(RUN, encoding="utf-8")
+
+    def run(processes: int, **changes: Any) -> dict[str, Any]:
+        evaluation = {"tasks": {"file": "unused.jsonl"}, "at_start": False, "batch": 8}
+        raw = grpo_settings(
+            output_dir=str(tmp_path / f"run-{processes}"),
+            per_device_train_batch_size=4 // processes,
+            evaluation=evaluation,
+            save_steps=1,
+            optim="sgd",  # Adam's first updates would hide a wrong scale
+            learning_rate=0.5,
+            max_steps=2,
+            **changes,
+        )
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        launch = [sys.executable] if processes == 1 else launch
+        words = [*launch, str(tmp_path / "run.py"), json.dumps(raw), short_preset.model_dump_json()]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-4000:]
+        folder = Path(raw["output_dir"])
+        assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+        found: dict[str, Any] = json.loads((folder / "found.json").read_text(encoding="utf-8"))
+        found["weights"] = load_file(folder / "final" / "model.safetensors")
+        return found
+
+    one, two = run(1), run(2)
+    assert one["tokens"] == two["tokens"]
+    assert one["correct"] == pytest.approx(two["correct"])
+    assert one["losses"] == pytest.approx(two["losses"], abs=1e-6)
+    start = load_adapter("tiny-half", device="cpu")
+    checkpoints.save_whole_model(start.model, start, tmp_path / "start")
+    before = load_file(tmp_path / "start" / "model.safetensors")
+    assert apart(before, one["weights"]) > 1e-3
+    assert apart(one["weights"], two["weights"]) < 1e-3 * apart(before, one["weights"])
+    assert one["after"] == two["after"]
