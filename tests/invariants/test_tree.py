@@ -193,7 +193,7 @@ def oracle(adapter):
 
 @pytest.fixture
 def checkpointing(adapter):
-    switch = "activation" if hasattr(adapter.model, "activation_checkpointing_enable") else "gradient"  # renamed in 5.23
+    switch = "activation" if hasattr(adapter.model, "activation_checkpointing_enable") else "gradient"
     getattr(adapter.model, f"{switch}_checkpointing_enable")()
     adapter.model.train()
     yield
