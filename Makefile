@@ -14,7 +14,7 @@ PYTEST_ARGS ?=
 export VENV VIDEO QUESTION MODEL
 
 .DEFAULT_GOAL := help
-.PHONY: help ask test test-slow test-gpu setup setup-dev check lint types imports tiny bench-decode bench-tiny readme clean
+.PHONY: help ask test test-slow test-distributed test-gpu setup setup-dev check lint types imports tiny bench-decode bench-tiny readme clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -27,6 +27,9 @@ test: setup-dev ## The default tests (minutes)
 
 test-slow: setup-dev ## Long fuzzing, packaging, everything marked slow
 	$(BIN)/python -m pytest --timeout 1800 -m "slow and not vllm and not browser and not distributed and not gpu" $(PYTEST_ARGS)
+
+test-distributed: setup-dev ## What starts several processes
+	$(BIN)/python -m pytest --timeout 900 -m distributed $(PYTEST_ARGS)
 
 test-gpu: setup-dev ## What needs a CUDA device
 	$(BIN)/python -m pytest --timeout 1800 -m gpu $(PYTEST_ARGS)
