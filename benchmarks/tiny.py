@@ -35,7 +35,8 @@ from closeup.rl.tiny.checkpoint import save_checkpoint
 
 SEED, TASKS = 600_001, 256
 POOL, HELD_OUT = 400, 40
-STEPS = 240
+# Training steps of the language model. Four times as many moved the arm that reads best, 112, from 27.3 to 29.3 %.
+STEPS = {28: 240, 56: 240, 112: 1000}
 # By frame size: further videos to study and steps of the tower. At 28 a digit is 2.5 pixels tall; at 112 it is as the
 # agent knows it; 56 lies between, where reading can be learned but takes many more digits than the scenes hold.
 TOWER = {28: (0, 250), 56: (800, 700), 112: (0, 250)}
@@ -81,10 +82,11 @@ def baselines(tasks: Path, work: Path, visual_tokens: int, only: str) -> dict[st
                 find_checkpoint("tiny").path, dtype=torch.float32
             )
             study, tower = TOWER[arm.size]
-            read = train_arm(model, items, arm, held_out=HELD_OUT, tower=tower, steps=STEPS, study=study)
+            read = train_arm(model, items, arm, held_out=HELD_OUT, tower=tower, steps=STEPS[arm.size], study=study)
             save_checkpoint(model, work / arm.preset.name)
             result = measure(str(work / arm.preset.name), arm.preset, tasks, work / f"run-{arm.preset.name}")
             result |= {"name": arm.name, "digits_read": read, "cpu_seconds": round(time.process_time() - began)}
+            result |= {"training_steps": STEPS[arm.size]}
             file.write_text(json.dumps(result))
             log.info("%s: %.3f", arm.name, result["accuracy"])
         found[arm.key] = json.loads(file.read_text())
@@ -142,7 +144,7 @@ def main() -> None:
             "baseline_training": {
                 "videos": POOL - HELD_OUT,
                 "tower": {str(size): list(pair) for size, pair in TOWER.items()},
-                "steps": STEPS,
+                "steps": {str(size): steps for size, steps in STEPS.items()},
             },
         },
         "agent": agent,
