@@ -100,8 +100,14 @@ class Agent:
 
         Raises:
             VideoError: a video cannot be opened. SubtitleError: the subtitles cannot be read.
-            ValueError: an empty question, or options that repeat (pydantic's `ValidationError` is one).
+            ValueError: an empty question, one option or options that repeat (pydantic's `ValidationError` is one).
         """
+        if isinstance(options, str) or len(options) == 1:
+            raise ValueError(f"options are two or more texts, or none for a free answer; got {options!r}")
+        if not question.strip():
+            raise ValueError("the question is empty; ask one")
+        if max_steps is not None and max_steps < 1:
+            raise ValueError(f"max_steps is at least 1, got {max_steps}")
         paths = (video,) if isinstance(video, str | os.PathLike) else tuple(video)
         for path in paths:
             with Video(path):  # raises in a sentence when it cannot be opened

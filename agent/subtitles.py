@@ -54,8 +54,9 @@ def read_subtitles(path: Path) -> tuple[Cue, ...]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
+        likely = "UTF-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "CP1252"
         raise SubtitleError(
-            f"{path}, line {line}: not UTF-8; convert it, e.g. with: iconv -f CP1252 -t UTF-8"
+            f"{path}, line {line}: not UTF-8; convert it, e.g. with: iconv -f {likely} -t UTF-8"
         ) from None
     return parse_subtitles(text, name=str(path))
 

@@ -205,12 +205,24 @@ class TrajectoryError(ValueError):
 
 
 def write_trajectories(path: Path, trajectories: Iterable[Trajectory], *, append: bool = False) -> None:
-    """Write one trajectory per line; with `append` after those already there."""
+    """Write one trajectory per line; with `append` after those already there, never onto a line without an end."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    torn = append and ends_in_a_line(path) is False
     with path.open("a" if append else "w", encoding="utf-8") as file:
+        if torn:
+            file.write("\n")
         for trajectory in trajectories:
             file.write(trajectory.model_dump_json() + "\n")
             file.flush()
+
+
+def ends_in_a_line(path: Path) -> bool | None:
+    """Whether a file's last line has its end; None when there is no file, or nothing in it."""
+    if not path.is_file() or not path.stat().st_size:
+        return None
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        return file.read(1) == b"\n"
 
 
 def read_trajectories(path: Path) -> Iterator[Trajectory]:

@@ -1,7 +1,7 @@
 """`closeup ask`: one question about one video, shown as it happens or as one JSON object.
 
 Exit codes: 0 = an answer; 1 = the agent gave none (said with the reason, in JSON too); 2 = bad input, found before any
-model is loaded wherever it can be seen without one.
+model is loaded wherever it can be seen without one; also 2, after the answer was printed, when --save failed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from closeup.app.errors import NO_ANSWER, BadInput, complain
+from closeup.app.errors import NO_ANSWER, USAGE, BadInput, complain
 from closeup.app.setup import BUNDLED, Overrides, choose_preset, open_policy
 from closeup.tools.video import Video
 
@@ -53,12 +53,17 @@ def run(options: AskOptions) -> int:
     if options.model in BUNDLED:
         _warn_outside_world(options.video)
     trajectory = _episode(task, options, preset)
+    if options.as_json:
+        sys.stdout.write(json.dumps(answer_object(trajectory)) + "\n")
+        sys.stdout.flush()
     if options.save is not None:
         from closeup.agent.trajectory import write_trajectories
 
-        write_trajectories(options.save, [trajectory], append=True)
-    if options.as_json:
-        sys.stdout.write(json.dumps(answer_object(trajectory)) + "\n")
+        try:
+            write_trajectories(options.save, [trajectory], append=True)
+        except OSError as error:  # a full disk; the answer is out already
+            complain(f"the answer stands, but its trajectory could not be saved to {options.save}: {error.strerror}")
+            return USAGE
     return 0 if trajectory.outcome.answer is not None else NO_ANSWER
 
 
@@ -118,6 +123,11 @@ def _check_save(path: Path | None, *inputs: Path | None) -> None:
         return
     if path.is_file() and path.stat().st_size and path.open("rb").read(1) != b"{":
         raise BadInput(f"--save appends to trajectory files (JSON Lines), and {path} is another kind of file")
+    if path.is_file() and _last_line_is_torn(path):
+        raise BadInput(
+            f"the last line of {path} is half a record (a run was interrupted while it wrote); give --save another"
+            " file, or delete that line"
+        )
     if any(given is not None and path.exists() and path.samefile(given) for given in inputs):
         raise BadInput(f"--save {path} is one of the files the question is about; give another file")
     if path.is_dir():
@@ -127,6 +137,20 @@ def _check_save(path: Path | None, *inputs: Path | None) -> None:
         path.open("a", encoding="utf-8").close()
     except OSError as error:
         raise BadInput(f"cannot write {path}: {error.strerror}; give another file to --save") from None
+
+
+def _last_line_is_torn(path: Path) -> bool:
+    """Whether a trajectory file ends in the middle of a record."""
+    from closeup.agent.trajectory import ends_in_a_line
+
+    if ends_in_a_line(path) is not False:
+        return False
+    last = path.read_bytes().rpartition(b"\n")[2]
+    try:
+        json.loads(last)
+    except ValueError:
+        return True
+    return False
 
 
 def _warn_outside_world(video: Path) -> None:

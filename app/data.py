@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from closeup.app.errors import NO_ANSWER, BadInput
+from closeup.app.errors import NO_ANSWER, BadInput, complain
 from closeup.app.progress import bar
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ def validate_file(file: Path, *, as_json: bool) -> int:
             sys.stdout.write(f"{place} {fault.line}{name}: {fault.fault}\n")
         bad = len({fault.line for fault in result.faults})
         sys.stdout.write(f"{result.rows} rows, {bad} with faults\n")
+        if not result.rows:
+            complain("there is no task in the file, so nothing was validated")
     return NO_ANSWER if result.faults or not result.rows else 0
 
 

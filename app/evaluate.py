@@ -46,7 +46,10 @@ def run(options: EvalOptions) -> int:
     if len(missing) == len(tasks):
         raise BadInput(f"none of the videos of {options.tasks} is there; see: closeup data validate {options.tasks}")
     if missing:
-        complain(f"{len(missing)} of {len(tasks)} tasks have no video file ({missing[0]} first); they count as failed")
+        complain(
+            f"{len(missing)} of {len(tasks)} tasks have no video file ({missing[0]} first); they fail, and no failed"
+            " task is part of the accuracy"
+        )
     out = options.out or Path("runs") / "eval" / _name(options.tasks, options.model, preset.name)
     from closeup.rl.evaluate import evaluate
 
@@ -61,6 +64,11 @@ def run(options: EvalOptions) -> int:
             seed=options.seed,
             temperature=options.temperature,
             progress=advance,
+        )
+    if left := len(tasks) - summary.overall.n:
+        complain(
+            f"{left} of {len(tasks)} tasks are no part of the accuracy: {summary.overall.failed} failed,"
+            f" {left - summary.overall.failed} could not be judged (no gold answer, or one for a scorer)"
         )
     if options.as_json:
         sys.stdout.write(json.dumps({"out": str(out), **summary.model_dump()}) + "\n")

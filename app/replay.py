@@ -25,15 +25,18 @@ def run(file: Path, *, videos: Path | None, as_json: bool) -> int:
     if not trajectories:
         raise BadInput(f"{file} holds no trajectory; make one with: closeup ask VIDEO QUESTION --save {file}")
     found = _by_content(videos) if videos is not None else {}
-    same = 0
+    same = compared = 0
     with bar("replay", len(trajectories)) as advance:
         for done, trajectory in enumerate(trajectories, 1):
             report = _replay(trajectory, found)
+            compared += report is not None
             same += report is not None and report.same
             _print(trajectory.id, report, as_json)
             advance(done)
     if not as_json:
-        sys.stdout.write(f"{len(trajectories)} trajectories, {len(trajectories) - same} came out differently\n")
+        gone = len(trajectories) - compared
+        rest = f", {gone} could not be replayed" if gone else ""
+        sys.stdout.write(f"{len(trajectories)} trajectories, {compared - same} came out differently{rest}\n")
     return 0 if same == len(trajectories) else NO_ANSWER
 
 

@@ -69,3 +69,17 @@ def test_a_checkpoint_brings_its_preset(film, tmp_path):
 def test_importing_the_agent_loads_no_torch():
     code = "import sys; from closeup import Agent; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("question", "settings", "says"),
+    [
+        ("", {}, "question is empty"),
+        ("Which?", {"options": ["a"]}, "two or more"),
+        ("Which?", {"options": "abc"}, "two or more"),
+        ("Which?", {"max_steps": 0}, "at least 1"),
+    ],
+)
+def test_what_cannot_be_asked_is_said_in_a_sentence(question, settings, says):
+    with pytest.raises(ValueError, match=says):
+        Agent(ScriptedPolicy(["x"]), "tiny").ask("film.mp4", question, **settings)

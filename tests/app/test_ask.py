@@ -150,3 +150,41 @@ def test_thinning_keeps_both_ends() -> None:
     assert thinned([0.0, 1.0, 2.0, 3.0, 4.0], 3) == [0.0, 2.0, 4.0]
     assert thinned([0.0, 1.0], 3) == [0.0, 1.0]
     assert thinned([5.0, 6.0], 1) == [5.0]
+
+
+def test_a_torn_record_is_never_written_onto(cli, script, examples: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    script(ZOOM, ANSWER)
+    kept = tmp_path / "runs.jsonl"
+    assert cli("ask", examples / "digit.mp4", *ASK, "--preset", "tiny", "--save", kept).code == 0
+    whole = kept.read_bytes()
+    kept.write_bytes(whole.rstrip(b"\n"))  # whole, only without its end
+    assert cli("ask", examples / "digit.mp4", *ASK, "--preset", "tiny", "--save", kept).code == 0
+    assert len(list(read_trajectories(kept))) == 2
+    kept.write_bytes(whole[:-200])
+    ran = cli("ask", examples / "digit.mp4", *ASK, "--preset", "tiny", "--save", kept, "--json")
+    assert (ran.code, ran.out) == (2, "") and "half a record" in ran.err
+    assert kept.read_bytes() == whole[:-200]
+
+
+def test_an_answer_that_cannot_be_saved_is_still_given(cli, script, examples: Path) -> None:  # type: ignore[no-untyped-def]
+    script(ZOOM, ANSWER)
+    ran = cli("ask", examples / "digit.mp4", *ASK, "--preset", "tiny", "--save", "/dev/full", "--json")
+    assert ran.code == 2 and json.loads(ran.out)["answer"] == "6"
+    assert "could not be saved to /dev/full" in ran.err and "report it" not in ran.err
+
+
+def test_eval_says_what_is_no_part_of_the_accuracy(cli, script, examples: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    script(ZOOM, ANSWER)
+    rows = [json.loads(line) for line in (examples / "tasks.jsonl").read_text().splitlines()[:1]]
+    row = rows[0] | {"video": str(examples / rows[0]["video"])}
+    page = tmp_path / "page.mp4"
+    page.write_text("<html>404</html>")
+    ungraded = {k: v for k, v in row.items() if k not in ("answer", "evidence")}
+    tasks = tmp_path / "tasks.jsonl"
+    tasks.write_text(
+        "\n".join(json.dumps(r | {"id": f"t{i}"}) for i, r in enumerate((row, ungraded, row | {"video": str(page)})))
+    )
+    ran = cli("eval", tasks, "--preset", "tiny", "--out", tmp_path / "out", "--json")
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["overall"]["n"] == 1
+    assert "2 of 3 tasks are no part of the accuracy: 1 failed, 1 could not be judged" in ran.err

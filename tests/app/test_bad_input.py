@@ -212,3 +212,9 @@ def test_an_interrupt_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> Non
 def test_a_complaint_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     complain("a\nb   c")
     assert capsys.readouterr().err == "closeup: a b c\n"
+
+
+@pytest.mark.parametrize("address", ["http://example.org/film.mp4", "https://example.org/film.mp4"])
+def test_an_address_is_called_one(cli, address: str) -> None:  # type: ignore[no-untyped-def]
+    ran = cli("ask", address, "What happens?")
+    assert (ran.code, ran.out) == (2, "") and "address" in ran.err and "download" in ran.err

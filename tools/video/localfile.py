@@ -23,7 +23,9 @@ from pathlib import Path
 from closeup.tools.video.errors import EmptyFile, FileChanged, NotAFile, VideoError, VideoNotFound
 
 BLOCK = 1 << 20  # bytes read at the head, the middle and the tail for the content identity
-_ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.\-]*://")
+_ADDRESS = re.compile(
+    r"[a-zA-Z][a-zA-Z0-9+.\-]*://|(?:https?|ftps?|rtsp|rtmp|s3|gs):/"
+)  # `Path` makes one slash of two
 _PROTOCOL = re.compile(
     r"(async|bluray|cache|concat|concatf|crypto|data|fd|file|hls|md5|pipe|subfile|tee)[:,]", re.IGNORECASE
 )
