@@ -90,6 +90,13 @@ def _task(options: AskOptions) -> Task:
         str(options.video).encode()
     except UnicodeEncodeError:
         raise BadInput(f"the name {str(options.video)!r} is not valid text (UTF-8); rename the file") from None
+    for what, text in (("question", options.question), *(("--option", text) for text in options.options)):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise BadInput(
+                f"the {what} {text!r} is not valid text (UTF-8); is the terminal's encoding UTF-8?"
+            ) from None
     if not options.question.strip():
         raise BadInput('the question is empty; ask one, e.g. closeup ask film.mp4 "When does she open the letter?"')
     if len(options.question) > MAX_QUESTION:

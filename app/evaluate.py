@@ -51,6 +51,8 @@ def run(options: EvalOptions) -> int:
             " task is part of the accuracy"
         )
     out = options.out or Path("runs") / "eval" / _name(options.tasks, options.model, preset.name)
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"--out takes a folder, and {out} is a file; give e.g. {out.parent / 'results'}")
     from closeup.rl.evaluate import evaluate
 
     policy = open_policy(options.model, preset)

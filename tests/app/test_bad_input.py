@@ -218,3 +218,10 @@ def test_a_complaint_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_address_is_called_one(cli, address: str) -> None:  # type: ignore[no-untyped-def]
     ran = cli("ask", address, "What happens?")
     assert (ran.code, ran.out) == (2, "") and "address" in ran.err and "download" in ran.err
+
+
+def test_a_question_that_is_no_text_and_an_out_that_is_a_file(cli, examples: Path) -> None:  # type: ignore[no-untyped-def]
+    ran = cli("ask", examples / "digit.mp4", "\udcff?")
+    assert (ran.code, ran.out) == (2, "") and "question" in ran.err and "UTF-8" in ran.err
+    ran = cli("eval", examples / "tasks.jsonl", "--out", examples / "digit.mp4")
+    assert (ran.code, ran.out) == (2, "") and "--out takes a folder" in ran.err
