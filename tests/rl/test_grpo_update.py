@@ -133,6 +133,7 @@ def test_arithmetic_by_hand(model):
     assert trained["vision"] == pytest.approx(8 / 3)  # old pass, forward and backward, against one forward and backward
 
 
+@pytest.mark.slow
 def test_the_whole_command(tmp_path):
     """Two arms as a user runs them: result, plot and table."""
     arguments = [

@@ -50,6 +50,10 @@ class Server:
                     server.most_together = max(server.most_together, server.together)
                 try:
                     status, headers, data = answer(body, count)
+                finally:  # before the reply: who has it may ask again before this thread runs on
+                    with lock:
+                        server.together -= 1
+                try:
                     self.send_response(status)
                     for name, value in headers.items():
                         self.send_header(name, value)
@@ -58,9 +62,6 @@ class Server:
                     self.wfile.write(data)
                 except (BrokenPipeError, ConnectionResetError):
                     pass  # the client went away, as it is meant to in the test of time-outs
-                finally:
-                    with lock:
-                        server.together -= 1
 
             def log_message(self, *_: Any) -> None:
                 pass

@@ -123,7 +123,12 @@ def killed_after_the_last(trainer: GRPOTrainer) -> None:
 
 @pytest.mark.parametrize(
     ("kill", "left"),
-    [(killed_in_rollouts, 4), (killed_in_an_update, 2), (killed_in_a_checkpoint, 2), (killed_after_the_last, 6)],
+    [
+        (killed_in_an_update, 2),
+        pytest.param(killed_in_rollouts, 4, marks=pytest.mark.slow),
+        pytest.param(killed_in_a_checkpoint, 2, marks=pytest.mark.slow),
+        pytest.param(killed_after_the_last, 6, marks=pytest.mark.slow),
+    ],
 )
 def test_resuming_gives_the_run_that_was_never_killed(
     make_grpo: Make, tmp_path: Path, reference: dict[str, Any], kill: Callable[[GRPOTrainer], None], left: int
