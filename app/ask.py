@@ -25,6 +25,10 @@ MAX_QUESTION = 4000
 """Characters of a question; longer ones are a pasted file, not a question."""
 
 
+MAX_RECORD = 64 << 20
+"""Bytes of a trajectory file's end that are looked at for half a record; no record is longer."""
+
+
 @dataclass(frozen=True, slots=True)
 class AskOptions:
     """The command's arguments, as typed."""
@@ -152,7 +156,9 @@ def _last_line_is_torn(path: Path) -> bool:
 
     if ends_in_a_line(path) is not False:
         return False
-    last = path.read_bytes().rpartition(b"\n")[2]
+    with path.open("rb") as file:
+        file.seek(-min(path.stat().st_size, MAX_RECORD), 2)
+        last = file.read().rpartition(b"\n")[2]
     try:
         json.loads(last)
     except ValueError:

@@ -4,7 +4,7 @@
     python benchmarks/learn.py --seeds 3 --jobs 2  fewer seeds, two runs at a time
     python benchmarks/learn.py --report            the table of what is in --work already
 
-Arms, all with the same tasks in the same order per seed, the same number of updates, rollouts and tokens:
+Arms, all with the same tasks in the same order per seed, the same number of updates and rollouts:
 - `decoupled`: format, zoom and answer rewards, each step credited with what came after it, stream by stream;
 - `episode_sum`: the same streams summed to one number for the episode (credit differs, supervision does not);
 - `outcome_only`: the answer alone, one number for the episode;

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 
 from closeup.agent.models.adapter import Adapter
-from closeup.agent.models.attention import Core, KeysValues, TreePlan, attention_of_trees
+from closeup.agent.models.attention import Core, KeysValues, Segment, TreePlan, attention_of_trees
 from closeup.rl.logprobs import suppression, target_logprobs
-from closeup.rl.tree import Segment, TreeBatch
+from closeup.rl.tree import TreeBatch
 
 LossOf = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Loss of some targets: their log-probabilities (m,) and their indices (m,) in the tree's targets; a scalar."""

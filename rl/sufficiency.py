@@ -8,9 +8,7 @@ are needed. (REVISOR, arXiv 2511.13026, rewards the answer from its window alone
 Where the context is rebuilt each step there are no calls to repeat: the prompt shows the clips and asks.
 
 Why black frames: a policy trained on conversations that open with an overview answers badly when there is none, and
-would be told that every window is useless. Measured on `tiny-half`, 144 episodes of needles: of the looks that hit,
-31 % suffice with a black overview, 27 % without one, and none where the question is asked afresh, the calls left out;
-of those that missed, 3 % to 6 %. With its thoughts kept, which say what it was looking for, 58 % of the hits suffice.
+would be told that every window is useless. (Seen by hand on `tiny-half`; no committed measurement yet.)
 
 Invariants
 1. The answer comes from the clips alone: nothing that the policy saw or said elsewhere is in the prompt, unless

@@ -23,19 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from closeup.agent.models.adapter import Adapter, Media
+from closeup.agent.models.attention import Segment
 from closeup.rl.rows import Row
 
 Ints = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Tokens [start, end) without a fork; `parent` is a segment's index or -1; `last` ends the subtree below."""
-
-    start: int
-    end: int
-    parent: int
-    last: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,4 +1,4 @@
-"""Fixtures every room may use: `make_video` writes a small real video file and remembers it for the session."""
+"""Fixtures every room may use: `make_video` writes a small real video file, `task` asks about one of them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+
+from closeup.agent.task import Task
 
 os.environ.setdefault(
     "OMP_WAIT_POLICY", "PASSIVE"
@@ -62,3 +64,16 @@ def make_video(tmp_path_factory: pytest.TempPathFactory) -> MakeVideo:
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def task(make_video: Callable[..., Path]) -> Task:
+    """A question with options about a video of 20 s; the gold answer is B, its evidence 12 s to 13 s."""
+    return Task(
+        id="red",
+        videos=(make_video(seconds=20, size=(112, 112)),),
+        question="Which digit is in the red box?",
+        options=("3", "7", "1", "9"),
+        answer="7",
+        evidence=((12, 13),),
+    )

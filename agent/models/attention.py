@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -31,17 +31,14 @@ CORES: tuple[Core, ...] = ("dense", "split", "segment", "flex")
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 
 
-class SegmentLike(Protocol):
-    """Tokens [start, end) whose parent is a segment's index or -1, and where the subtree below ends."""
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Tokens [start, end) without a fork; `parent` is a segment's index or -1; `last` ends the subtree below."""
 
-    @property
-    def start(self) -> int: ...
-    @property
-    def end(self) -> int: ...
-    @property
-    def parent(self) -> int: ...
-    @property
-    def last(self) -> int: ...
+    start: int
+    end: int
+    parent: int
+    last: int
 
 
 @dataclass(eq=False)
@@ -55,7 +52,7 @@ class TreePlan:
         collect: when given, each layer puts its keys and values here, by layer: what `past` is made from.
     """
 
-    segments: Sequence[SegmentLike]
+    segments: Sequence[Segment]
     core: Core = "segment"
     past: dict[int, KeysValues] | None = None
     collect: dict[int, KeysValues] | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ from closeup.agent.dialects.base import ToolCall
 from closeup.agent.dialects.hermes import Hermes
 from closeup.agent.environment import VideoQAEnv
 from closeup.agent.preset import Preset, get_preset
-from closeup.agent.task import Task
 
 Say = Callable[..., str]
 
@@ -26,19 +24,6 @@ def say() -> Say:
         return Hermes().write(thought, ToolCall(name, arguments))
 
     return write
-
-
-@pytest.fixture(scope="session")
-def task(make_video: Callable[..., Path]) -> Task:
-    """A question with options about a video of 20 s; the gold answer is B, its evidence 12 s to 13 s."""
-    return Task(
-        id="red",
-        videos=(make_video(seconds=20, size=(112, 112)),),
-        question="Which digit is in the red box?",
-        options=("3", "7", "1", "9"),
-        answer="7",
-        evidence=((12, 13),),
-    )
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from closeup.agent.models.adapter import Adapter
+from closeup.agent.models.adapter import Adapter, Media
 from closeup.agent.models.load import load_adapter
 from closeup.agent.preset import Preset, get_preset
 from closeup.agent.task import Task, load_tasks
@@ -17,6 +18,7 @@ from closeup.rl.config import GRPOConfig
 from closeup.rl.configfile import checked
 from closeup.rl.data.needles import write
 from closeup.rl.grpo import GRPOTrainer
+from closeup.rl.rows import Row
 
 
 @pytest.fixture(scope="session")
@@ -94,3 +96,21 @@ def few_threads() -> Any:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def stock_logits() -> Callable[..., torch.Tensor]:
+    """`stock_logits(adapter, row, frames)`: logits (N, vocabulary) of the stock model on a row, from its pixels."""
+
+    def logits(adapter: Any, row: Row, frames: Callable[[Media], Any]) -> torch.Tensor:
+        pixels = [adapter.pixel_values(frames(media)) for media in row.media]
+        found: torch.Tensor = adapter.model(
+            input_ids=torch.from_numpy(row.ids)[None],
+            pixel_values_videos=torch.from_numpy(np.concatenate(pixels)),
+            video_grid_thw=torch.tensor([grid for media in row.media for grid in media.grids]),
+            position_ids=torch.from_numpy(row.positions)[:, None],
+            use_cache=False,
+        ).logits[0]
+        return found
+
+    return logits

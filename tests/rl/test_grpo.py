@@ -49,7 +49,9 @@ def groups_of(trainer: GRPOTrainer) -> list[TrainGroup]:
     return trainer.generation[1]
 
 
-def row_by_row(trainer: GRPOTrainer) -> tuple[float, dict[str, torch.Tensor]]:
+def row_by_row(
+    trainer: GRPOTrainer, stock_logits: Callable[..., torch.Tensor]
+) -> tuple[float, dict[str, torch.Tensor]]:
     """The policy gradient of the trainer's generation, written without trees: the stock model, one row at a time.
 
     On the first update the ratio is 1, so the loss is minus the weighted advantages, and the gradient that of minus
@@ -67,14 +69,7 @@ def row_by_row(trainer: GRPOTrainer) -> tuple[float, dict[str, torch.Tensor]]:
     total = 0.0
     for (group, row, index), weight in zip(rows, weights.tolist(), strict=True):
         with trainer.frames_of(group.videos) as frames:
-            pixels = [adapter.pixel_values(frames(media)) for media in row.media]  # type: ignore[attr-defined]
-        logits = adapter.model(
-            input_ids=torch.from_numpy(row.ids)[None],
-            pixel_values_videos=torch.from_numpy(np.concatenate(pixels)),
-            video_grid_thw=torch.tensor([grid for media in row.media for grid in media.grids]),
-            position_ids=torch.from_numpy(row.positions)[:, None],
-            use_cache=False,
-        ).logits[0]
+            logits = stock_logits(adapter, row, frames)
         logits[:, list(adapter.suppressed_ids)] = -torch.inf
         logprobs = (logits / config.temperature).log_softmax(-1)
         loss = torch.zeros(())
@@ -92,11 +87,13 @@ def row_by_row(trainer: GRPOTrainer) -> tuple[float, dict[str, torch.Tensor]]:
     return total, gradients(trainer)
 
 
-def test_an_update_is_the_policy_gradient_of_separate_rows(make_grpo: Make) -> None:
+def test_an_update_is_the_policy_gradient_of_separate_rows(
+    make_grpo: Make, stock_logits: Callable[..., torch.Tensor]
+) -> None:
     trainer = make_grpo(loss_type="grpo")
     loss, found = step(trainer)
     assert any(has_signal(group.advantages) for group in groups_of(trainer))
-    expected_loss, expected = row_by_row(trainer)
+    expected_loss, expected = row_by_row(trainer, stock_logits)
     assert not any("visual" in name for name in found)
     assert loss == pytest.approx(expected_loss, abs=1e-5)
     assert worst(found, expected) < 1e-3

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -34,18 +33,6 @@ ZOOM, AGAIN, SKIM = (
     say("resample_frames", num_frames=7),
 )
 RIGHT, WRONG = say("answer", choice="B"), say("answer", choice="A")
-
-
-@pytest.fixture(scope="module")
-def task(make_video: Callable[..., Path]) -> Task:
-    return Task(
-        id="red",
-        videos=(make_video(seconds=20, size=(112, 112)),),
-        question="Which digit is in the red box?",
-        options=("3", "7", "1", "9"),
-        answer="7",
-        evidence=((12, 13),),
-    )
 
 
 def played(task: Task, *scripts: Sequence[str], preset: Any = TINY, **settings: Any) -> list[Trajectory]:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -80,7 +79,9 @@ def worst(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> 
     )
 
 
-def test_the_loss_is_that_of_the_agents_words_row_by_row(make_sft: Make, episodes: list[Trajectory]) -> None:
+def test_the_loss_is_that_of_the_agents_words_row_by_row(
+    make_sft: Make, episodes: list[Trajectory], stock_logits: Callable[..., torch.Tensor]
+) -> None:
     trainer = make_sft(max_tree_tokens=100_000)
     loss, found = step(trainer)
     adapter = trainer.adapter
@@ -90,14 +91,7 @@ def test_the_loss_is_that_of_the_agents_words_row_by_row(make_sft: Make, episode
     expected_loss = 0.0
     for trajectory, row in rows:
         with trainer.frames_of({name: v.path for name, v in trajectory.videos.items()}) as frames:
-            pixels = [adapter.pixel_values(frames(media)) for media in row.media]  # type: ignore[attr-defined]
-        logits = adapter.model(
-            input_ids=torch.from_numpy(row.ids)[None],
-            pixel_values_videos=torch.from_numpy(np.concatenate(pixels)),
-            video_grid_thw=torch.tensor([grid for media in row.media for grid in media.grids]),
-            position_ids=torch.from_numpy(row.positions)[:, None],
-            use_cache=False,
-        ).logits[0]
+            logits = stock_logits(adapter, row, frames)
         logits[:, list(adapter.suppressed_ids)] = -torch.inf
         logprobs = logits.log_softmax(-1)
         part = torch.zeros(())

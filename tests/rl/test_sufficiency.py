@@ -39,18 +39,6 @@ AGAIN, SKIM = say("zoom_clip", start=2, end=4), say("resample_frames", num_frame
 RIGHT, WRONG = say("answer", choice="B"), say("answer", choice="A")
 
 
-@pytest.fixture(scope="module")
-def task(make_video: Callable[..., Path]) -> Task:
-    return Task(
-        id="red",
-        videos=(make_video(seconds=20, size=(112, 112)),),
-        question="Which digit is in the red box?",
-        options=("3", "7", "1", "9"),
-        answer="7",
-        evidence=((12, 13),),
-    )
-
-
 def played(task: Task, *scripts: Sequence[str], preset: Any = TINY) -> list[Trajectory]:
     """A group: one rollout per script."""
     policy = ScriptedPolicy({f"{task.id}/{i}": script for i, script in enumerate(scripts)})
