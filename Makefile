@@ -23,7 +23,7 @@ ask: setup ## Ask the bundled model about the bundled video, and watch it look
 	@$(BIN)/closeup ask "$$VIDEO" "$$QUESTION" $(OPTIONS) --model "$$MODEL"
 
 test: setup-dev ## The default tests (minutes)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 test-slow: setup-dev ## Long fuzzing, packaging, everything marked slow
 	$(BIN)/python -m pytest --timeout 1800 -m "slow and not vllm and not browser and not distributed and not gpu" $(PYTEST_ARGS)

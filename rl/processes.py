@@ -7,11 +7,27 @@ holds.
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+
+def leave_in_order() -> None:
+    """Have this process close its process group before Python is torn down.
+
+    Otherwise the group's threads are cut off when the interpreter ends, and now and then the process of a finished run
+    aborts ("terminate called without an active exception"), which its launcher takes for a failed run.
+    """
+    atexit.unregister(_close_group)
+    atexit.register(_close_group)
+
+
+def _close_group() -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def gathered(values: Sequence[Any]) -> list[Any]:

@@ -44,7 +44,7 @@ from closeup.rl.config import TrainConfig
 from closeup.rl.evaluate import EvalError, evaluate
 from closeup.rl.forward import LossOf, Scores, TreeForward
 from closeup.rl.loss_metrics import Metrics, combine, summary
-from closeup.rl.processes import gathered, sum_gradients
+from closeup.rl.processes import gathered, leave_in_order, sum_gradients
 from closeup.rl.resumable import ResumableTrainer
 from closeup.rl.statistics import Summary, summarise
 from closeup.rl.trainable import OpenVideos, one_thread, trainable_model, training_arguments
@@ -153,6 +153,7 @@ class TreeTrainer(ResumableTrainer):
             eval_dataset=list(evaluation_tasks) or None,
             callbacks=list(callbacks),
         )
+        leave_in_order()
         self.model_accepts_loss_kwargs = False
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
@@ -398,6 +399,7 @@ class TreeTrainer(ResumableTrainer):
                 self.before = Summary.model_validate_json(path.read_text(encoding="utf-8"))
         if self.is_world_process_zero():
             checkpoints.save_whole_model(self.model, self.adapter, Path(self.args.output_dir) / "final")
+        self.accelerator.wait_for_everyone()  # nobody leaves before it is written
 
 
 class _Begin(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
