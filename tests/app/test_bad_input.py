@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from closeup.app import setup
+from closeup.app import ask, evaluate, setup
 from closeup.app.errors import complain, guarded
 
 QUESTION = "Which digit is in the orange box?"
@@ -22,9 +22,8 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("a model was loaded before the input was checked")
 
-    monkeypatch.setattr(setup, "open_policy", refuse)
-    monkeypatch.setattr("closeup.app.ask.open_policy", refuse)
-    monkeypatch.setattr("closeup.app.evaluate.open_policy", refuse)
+    for module in (ask, evaluate, setup):  # all imported by now: none may take another's `refuse` for the real one
+        monkeypatch.setattr(module, "open_policy", refuse)
 
 
 def refused(ran, *words: str) -> None:  # type: ignore[no-untyped-def]
