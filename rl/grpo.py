@@ -164,7 +164,7 @@ class GRPOTrainer(TreeTrainer):
 
         def loss_of(logprobs: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
             loss, metrics = policy_loss(logprobs, batch.take(index), settings)
-            self.measure(metrics)
+            self.tally.measure(metrics)
             return loss
 
         return loss_of
@@ -242,7 +242,7 @@ class GRPOTrainer(TreeTrainer):
             mine
         ]
         if config.advantage == "decoupled":
-            self.note(lone_steps=float(sum(lone(r, self.rewards.weights).sum() for r in rewards)))
+            self.tally.note(lone_steps=float(sum(lone(r, self.rewards.weights).sum() for r in rewards)))
         return [
             train_group(group.trajectories, of, advantage, self.adapter, max_length=config.max_length)
             for group, of, advantage in zip(found, rewards, advantages, strict=True)
@@ -274,7 +274,7 @@ class GRPOTrainer(TreeTrainer):
             for place, group in zip(empty, fresh, strict=True):
                 groups[place] = group
         kept = [group for group in groups if has_signal(group.advantages)]
-        self.note(
+        self.tally.note(
             **{
                 "dynamic_sampling/dropped": float(dropped + len(groups) - len(kept)),
                 "dynamic_sampling/unfilled": float(len(groups) - len(kept)),
@@ -328,9 +328,9 @@ class GRPOTrainer(TreeTrainer):
             "rollouts/without_signal": _mean(not has_signal(group.advantages) for group in groups),
             "tree/saved": 1 - sum(map(len, trees)) / max(1, sum(tree.row_tokens for tree in trees)),
         }
-        self.note(**{name: float(value) for name, value in numbers.items() if value == value})
+        self.tally.note(**{name: float(value) for name, value in numbers.items() if value == value})
         rewards = [self._rewards(group.trajectories) for group in groups]
-        self.note(**as_metrics(stream_statistics(rewards)))
+        self.tally.note(**as_metrics(stream_statistics(rewards)))
 
     def epochs(self, number: int) -> float:
         """Passes over the tasks after `number` updates."""

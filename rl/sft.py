@@ -96,7 +96,7 @@ class SFTTrainer(TreeTrainer):
         ]
         known = [tree for tree in trees if tree is not None]
         if known:
-            self.note(**{"tree/saved": 1 - sum(map(len, known)) / sum(tree.row_tokens for tree in known)})
+            self.tally.note(**{"tree/saved": 1 - sum(map(len, known)) / sum(tree.row_tokens for tree in known)})
         size = config.per_device_train_batch_size
         return [
             [tree for tree in made[i * size : (i + 1) * size] if tree is not None]
@@ -116,7 +116,7 @@ class SFTTrainer(TreeTrainer):
 
         def loss_of(logprobs: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
             loss, metrics = nll_loss(logprobs, weights[index])
-            self.measure(metrics)
+            self.tally.measure(metrics)
             return loss
 
         return loss_of

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
@@ -42,11 +41,11 @@ from closeup.extras import require
 from closeup.rl import checkpoints
 from closeup.rl.config import TrainConfig
 from closeup.rl.evaluate import EvalError, evaluate
-from closeup.rl.forward import LossOf, Scores, TreeForward
-from closeup.rl.loss_metrics import Metrics, combine, summary
+from closeup.rl.forward import LossOf, TreeForward
 from closeup.rl.processes import gathered, leave_in_order, sum_gradients
 from closeup.rl.resumable import ResumableTrainer
 from closeup.rl.statistics import Summary, summarise
+from closeup.rl.tally import MeasuredForward, Tally, figures_of
 from closeup.rl.trainable import OpenVideos, one_thread, trainable_model, training_arguments
 from closeup.rl.tree import TreeBatch
 
@@ -90,20 +89,6 @@ class _Places(Dataset[int]):
 
     def __getitem__(self, index: int) -> int:
         return index
-
-
-class _Measured(TreeForward):
-    """A `TreeForward` that adds up the entropy of what it scores, for the log."""
-
-    entropy_sum = 0.0
-    entropy_count = 0
-
-    def _score(self, hidden: torch.Tensor, source: np.ndarray[Any, Any], token: np.ndarray[Any, Any]) -> Scores:
-        scores = super()._score(hidden, source, token)
-        if torch.is_grad_enabled():
-            self.entropy_sum += float(scores.entropy.sum())
-            self.entropy_count += len(scores.entropy)
-        return scores
 
 
 class TreeTrainer(ResumableTrainer):
@@ -170,13 +155,12 @@ class TreeTrainer(ResumableTrainer):
             disk = None if cache is None else FeatureCache(cache)
             self.store = MediaStore(adapter, max_bytes=config.feature_cache_bytes, disk=disk)
         self.trains_vision = not self.store.frozen
-        self.forward = _Measured(
+        self.forward = MeasuredForward(
             adapter, core=config.attention_core, temperature=temperature, head_chunk=config.head_chunk
         )
+        self.tally = Tally(self.forward)
         self.before: Summary | None = None
         self.after: Summary | None = None
-        self._measured: list[Metrics] = []
-        self._numbers: dict[str, list[float]] = {}
         self._stop = threading.Event()
 
     # ---- what a subclass says --------------------------------------------------------------------------------------
@@ -354,37 +338,12 @@ class TreeTrainer(ResumableTrainer):
 
     # ---- logs --------------------------------------------------------------------------------------------------------
 
-    def measure(self, metrics: Metrics) -> None:
-        """Take metrics of a loss into the next log."""
-        self._measured.append(metrics)
-
-    def note(self, **numbers: float) -> None:
-        """Take numbers into the next log: their mean since the last one, over all processes."""
-        for name, value in numbers.items():
-            self._numbers.setdefault(name, []).append(value)
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As `Trainer.log`; a training log carries what was measured since the last one."""
+        """As `Trainer.log`; a training log carries what was tallied since the last one."""
         if "loss" in logs:
-            logs = {**logs, **self._drain()}
+            logs = {**logs, **self.tally.drain()}
         self.state.epoch = self.epochs(self.state.global_step)
         super().log(logs, start_time)
-
-    def _drain(self) -> dict[str, float]:
-        forward = self.forward
-        mine = (self._measured, self._numbers, forward.entropy_sum, forward.entropy_count)
-        every = [mine] if self.accelerator.num_processes == 1 else gathered([mine])
-        self._measured, self._numbers = [], {}
-        forward.entropy_sum, forward.entropy_count = 0.0, 0
-        found = summary(combine([metrics for measured, _, _, _ in every for metrics in measured]))
-        count = sum(n for _, _, _, n in every)
-        if count:
-            found["entropy"] = sum(total for _, _, total, _ in every) / count
-        names = dict.fromkeys(name for _, numbers, _, _ in every for name in numbers)
-        for name in names:
-            values = [value for _, numbers, _, _ in every for value in numbers.get(name, [])]
-            found[name] = sum(values) / len(values)
-        return found
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: the Trainer's estimate needs a dict of tensors."""
@@ -415,24 +374,3 @@ class _Begin(TrainerCallback):  # type: ignore[misc]  # transformers is not type
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._trainer.check_stop()
-
-
-def figures_of(summary_: Summary) -> dict[str, float]:
-    """The figures of an evaluation as flat numbers for a log."""
-    every = {"": summary_.overall, **{f"{kind}_": group for kind, group in summary_.by_kind.items()}}
-    found: dict[str, float] = {}
-    for prefix, group in every.items():
-        found[f"{prefix}accuracy"] = group.accuracy
-        if group.hit_rate is not None:
-            found[f"{prefix}hit_rate"] = group.hit_rate
-        if not prefix:
-            found |= {
-                "accuracy_low": group.low,
-                "accuracy_high": group.high,
-                "steps": group.steps,
-                "visual_tokens": group.visual_tokens,
-                "truncated": group.truncated,
-                "format_errors": group.format_errors,
-                "failed": float(group.failed),
-            }
-    return found
