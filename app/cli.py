@@ -152,6 +152,57 @@ def tools(
     raise typer.Exit(run(as_json=as_json))
 
 
+@app.command()
+def mcp(
+    transport: Annotated[
+        str, typer.Option("--transport", help="stdio (a client starts this program) or http (streamable HTTP).")
+    ] = "stdio",
+    host: Annotated[str, typer.Option("--host", help="http: the address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="http: the port; 0 is any free one.")] = 7861,
+    allow: Annotated[
+        list[Path] | None, typer.Option("--allow", help="A folder whose videos may be watched; repeat.")
+    ] = None,
+    expose: Annotated[
+        bool,
+        typer.Option("--expose", help="http: let other machines in. No password: they can watch all that is allowed."),
+    ] = False,
+    host_name: Annotated[
+        list[str] | None,
+        typer.Option("--host-name", help="With --expose: a name clients reach this machine by; repeat."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Also serve ask_video, answered by this model ('tiny' is bundled).")
+    ] = None,
+    preset: PresetOption = None,
+    tools: Annotated[
+        str | None,
+        typer.Option("--tools", help="Names of the tools to serve, comma-separated. Default: all that look."),
+    ] = None,
+    max_frames: Annotated[int, typer.Option("--max-frames", min=1, max=4096, help="Frames of one reply.")] = 128,
+    max_gb: Annotated[float, typer.Option("--max-gb", help="Largest video file, in GB.")] = 64.0,
+) -> None:
+    """Serve the tools to other programs' models (Model Context Protocol)."""
+    from closeup.app.mcp import McpOptions, run
+
+    raise typer.Exit(
+        run(
+            McpOptions(
+                transport=transport,
+                host=host,
+                port=port,
+                allow=tuple(allow or ()),
+                expose=expose,
+                host_names=tuple(host_name or ()),
+                model=model,
+                preset=preset,
+                tools=tools,
+                max_frames=max_frames,
+                max_gb=max_gb,
+            )
+        )
+    )
+
+
 @data.command()
 def needles(
     count: Annotated[int, typer.Option("--count", min=1, max=100_000, help="Tasks to make, one video each.")],
