@@ -8,7 +8,7 @@ the terminal.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.segment import Segment, Segments
@@ -17,8 +17,10 @@ from rich.text import Text
 from closeup.agent.events import Answered, Called, Event, Failed, Finished, Opened, Returned, Thought, Token
 from closeup.agent.task import Task
 from closeup.agent.trajectory import Trajectory, VideoRecord
+from closeup.app.pictures import thinned
 from closeup.app.thumbnails import strip
 from closeup.app.timeline import clock, span, timeline
+from closeup.app.writing import visible_thought
 from closeup.tools.video import Clip, Video, VideoError
 
 SMALL, LARGE = (14, 6), (24, 11)
@@ -151,28 +153,6 @@ class View:
 
     def _line(self, *parts: Text) -> None:
         self.console.print(Text.assemble(*parts), soft_wrap=not self.console.is_terminal)
-
-
-def thinned(times: Sequence[float], count: int) -> list[float]:
-    """At most `count` of the times, evenly chosen, first and last among them."""
-    if len(times) <= count:
-        return list(times)
-    if count == 1:
-        return [times[0]]
-    return [times[round(i * (len(times) - 1) / (count - 1))] for i in range(count)]
-
-
-def visible_thought(raw: str) -> str:
-    """The thought in a message that is still being written: no tags, no call, no half-written tag."""
-    text = raw
-    if "<think>" in text:
-        text = text.split("<think>", 1)[1]
-    for end in ("</think>", "<tool_call>"):
-        text = text.split(end, 1)[0]
-    cut = text.rfind("<")
-    if cut >= 0 and any(tag.startswith(text[cut:]) for tag in ("<think>", "</think>", "<tool_call>")):
-        text = text[:cut]
-    return text.lstrip("\n")
 
 
 def printable(text: str) -> str:
