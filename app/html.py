@@ -35,6 +35,7 @@ _STEERING = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
     "\U000e0000-\U000e007f]"
 )
+_PICTURE = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/]+={0,2}")
 _numbers = count(1)
 
 
@@ -117,6 +118,11 @@ def took(seconds: float | None) -> str:
     return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
 
 
+def picture_url(url: str) -> Markup:
+    """The address of a picture, whole; "" for anything that is no `data:` URL of one."""
+    return Markup(url if _PICTURE.fullmatch(url) else "")
+
+
 def as_json(value: Any) -> Markup:
     """A value as JSON that may stand in a `<script type="application/json">`."""
     text = json.dumps(value, ensure_ascii=True).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
@@ -133,7 +139,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"clock": clock, "number": number, "reward": reward, "took": took}
+    environment.filters |= {"clock": clock, "number": number, "reward": reward, "took": took, "url": picture_url}
     environment.globals |= {"span": span, "enumerate_from": _enumerate_from}
     return environment
 
