@@ -143,6 +143,40 @@ def replay(
 
 
 @app.command()
+def view(
+    file: Annotated[Path, typer.Argument(help="A trajectory file (JSON Lines): episodes, or rollout groups.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The page to write. Default: FILE with .html.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="Episodes at most, from the first.")] = 64,
+    task: Annotated[str | None, typer.Option("--task", help="Only episodes of the task with this id.")] = None,
+    rewards: Annotated[
+        str | None, typer.Option("--rewards", help="Weights of the streams: a reward preset, or NAME=WEIGHT,….")
+    ] = None,
+    advantage: Annotated[str, typer.Option("--advantage", help="How a group's advantages are made.")] = "decoupled",
+    videos: Annotated[
+        Path | None, typer.Option("--videos", help="Where the videos are now, when they moved (found by content).")
+    ] = None,
+    max_mb: Annotated[float, typer.Option("--max-mb", min=0, max=1000, help="Megabytes of pictures at most.")] = 24,
+) -> None:
+    """Make one HTML page of recorded episodes: where the agent looked, and why a rollout got its advantage."""
+    from closeup.app.viewer import ViewOptions, run
+
+    raise typer.Exit(
+        run(
+            ViewOptions(
+                file=file,
+                out=out,
+                limit=limit,
+                task=task,
+                rewards=rewards,
+                advantage=advantage,
+                videos=videos,
+                max_mb=max_mb,
+            )
+        )
+    )
+
+
+@app.command()
 def tools(
     as_json: Annotated[bool, typer.Option("--json", help="Print the schemas as one JSON list.")] = False,
 ) -> None:

@@ -24,7 +24,7 @@ def run(file: Path, *, videos: Path | None, as_json: bool) -> int:
     trajectories = list(read_trajectories(file))
     if not trajectories:
         raise BadInput(f"{file} holds no trajectory; make one with: closeup ask VIDEO QUESTION --save {file}")
-    found = _by_content(videos) if videos is not None else {}
+    found = by_content(videos) if videos is not None else {}
     same = compared = 0
     with bar("replay", len(trajectories)) as advance:
         for done, trajectory in enumerate(trajectories, 1):
@@ -57,7 +57,8 @@ def _replay(trajectory: Trajectory, found: dict[str, Path]) -> ReplayReport | No
         return None
 
 
-def _by_content(folder: Path) -> dict[str, Path]:
+def by_content(folder: Path) -> dict[str, Path]:
+    """Where every video below a folder is, by content identity; what is no video is passed over."""
     from closeup.tools.video import Video, VideoError
 
     found: dict[str, Path] = {}

@@ -1,0 +1,31 @@
+// The demo's page: a player that says when it cannot play, and unfolded parts that stay unfolded while the page is
+// drawn again. Seeking and enlarging are closeup.js.
+(() => {
+  "use strict";
+  if (window.closeupDemoReady) return;
+  window.closeupDemoReady = true;
+
+  document.addEventListener(
+    "error",
+    (event) => {
+      const video = event.target;
+      if (video instanceof HTMLVideoElement) {
+        const note = video.parentElement?.querySelector(".cud-unplayable");
+        if (note) note.hidden = false;
+      }
+    },
+    true,
+  );
+
+  const unfolded = new WeakSet();
+  document.addEventListener("click", (event) => {
+    const summary = event.target instanceof Element && event.target.closest(".cu summary");
+    if (!summary) return;
+    const details = summary.parentElement;
+    if (details.open) unfolded.delete(details);
+    else unfolded.add(details);
+  });
+  new MutationObserver((changes) => {
+    for (const { target } of changes) if (unfolded.has(target) && !target.open) target.open = true;
+  }).observe(document, { subtree: true, attributes: true, attributeFilter: ["open"] });
+})();
