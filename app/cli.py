@@ -129,6 +129,49 @@ def evaluate(
 
 
 @app.command()
+def demo(
+    model: Annotated[
+        list[str] | None, typer.Option("--model", help="'tiny' (bundled), a checkpoint folder, or a hub id; repeat.")
+    ] = None,
+    preset: PresetOption = None,
+    host: Annotated[str, typer.Option("--host", help="Address to serve at; 0.0.0.0 is every network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = 7860,
+    allow: Annotated[
+        list[Path] | None, typer.Option("--allow", help="Folder whose videos may be asked about; repeat.")
+    ] = None,
+    share: Annotated[bool, typer.Option("--share", help="Also serve through Gradio's public tunnel.")] = False,
+    at_once: Annotated[int, typer.Option("--at-once", min=1, help="Questions answered at the same time.")] = 3,
+    waiting: Annotated[int, typer.Option("--waiting", min=0, help="Questions that may wait for their turn.")] = 12,
+    max_upload_mb: Annotated[float, typer.Option("--max-upload-mb", help="Size of one upload.")] = 1000.0,
+    max_disk_mb: Annotated[float, typer.Option("--max-disk-mb", help="Size of all uploads together.")] = 4000.0,
+    max_minutes: Annotated[float, typer.Option("--max-minutes", help="Longest video.")] = 120.0,
+    max_seconds: Annotated[float, typer.Option("--max-seconds", help="Longest time for one question.")] = 600.0,
+    keep_minutes: Annotated[float, typer.Option("--keep-minutes", help="Uploads are deleted after this.")] = 60.0,
+) -> None:
+    """Open a web page: upload or pick a video, ask, and watch the agent watch it."""
+    from closeup.app.settings import DemoSettings
+
+    settings = DemoSettings(
+        models=tuple(model or ["tiny"]),
+        preset=preset,
+        host=host,
+        port=port,
+        share=share,
+        allow=tuple(allow or ()),
+        at_once=at_once,
+        waiting=waiting,
+        max_upload_mb=max_upload_mb,
+        max_disk_mb=max_disk_mb,
+        max_minutes=max_minutes,
+        max_seconds=max_seconds,
+        keep_minutes=keep_minutes,
+    )
+    from closeup.app.demo import run
+
+    raise typer.Exit(run(settings))
+
+
+@app.command()
 def replay(
     file: Annotated[Path, typer.Argument(help="A trajectory file (JSON Lines).")],
     videos: Annotated[
