@@ -1,0 +1,549 @@
+"""The demo's page and HTTP API, drawn with Gradio; the only file that imports it.
+
+The page is one column of controls and one of what happens. What happens is HTML of `closeup.app.html`, drawn again as
+the episode's events arrive; the browser changes only what differs. The API's endpoints call the same methods of `Demo`.
+
+Invariants
+1. No listener raises: whatever goes wrong becomes a sentence on the page, or a `gr.Error` of one sentence in the API.
+2. The page asks no other host for anything: system fonts, no analytics, and `closeup.app.guard` forbids the rest.
+3. Nothing of a visitor lives in the page's Python: listeners find the session by the request's key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import logging
+import os
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from starlette.middleware import Middleware
+
+from closeup.agent.task import Task
+from closeup.app.asking import Run, sentence
+from closeup.app.demo import Demo, Wish, result
+from closeup.app.errors import BadInput
+from closeup.app.guard import Guard
+from closeup.app.html import script, style
+from closeup.app.sessions import Session, Turn
+from closeup.app.settings import MB
+from closeup.app.timeline import clock
+
+log = logging.getLogger(__name__)
+ASSETS = Path(__file__).resolve().parent / "assets"
+KINDS = {
+    "digit": "Read a digit",
+    "colour": "Find a colour",
+    "when": "Find the moment",
+    "count": "Count flashes",
+}
+FOLLOW_UPS = [
+    ("the clips watched closely", "clips"),
+    ("the whole conversation", "conversation"),
+    ("nothing", "nothing"),
+]
+
+
+def key_of(request: gr.Request) -> str:
+    """The session a request belongs to."""
+    return str(request.session_hash or "")
+
+
+class Page:
+    """Draws one session: player, question that runs, questions before it."""
+
+    def __init__(self, demo: Demo) -> None:
+        self.demo = demo
+
+    def player(self, session: Session) -> str:
+        """The film with its name, or an invitation."""
+        film = session.film
+        if film is None:
+            return '<div class="cu cud-empty"><p>Click an example, upload a video, or pick one.</p></div>'
+        record, name = film.record, html.escape(film.name)
+        facts = f"{clock(record.duration)} · {record.width}×{record.height} · {record.fps:.4g} fps"
+        return (
+            f'<figure class="cu cu-player cud-player"><video controls muted playsinline preload="metadata"'
+            f' src="closeup/film/{film.token}" aria-label="{name}"></video>'
+            f'<p class="cud-unplayable" hidden>This browser cannot play this file. The agent can watch it all the'
+            f" same; the frames it saw are shown beside.</p>"
+            f"<figcaption><b>{name}</b> <span>{html.escape(facts)}</span></figcaption></figure>"
+        )
+
+    def running(self, run: Run, number: int) -> str:
+        """A question that runs or is over, every arm of it."""
+        return self._arms(run.question.model, run.scenes, [arm.label for arm in run.arms], number, self._above(run))
+
+    def _above(self, run: Run) -> str:
+        notes = [arm.note for arm in run.arms if arm.note]
+        if run.ahead:
+            one = run.ahead == 1
+            notes.append(f"{run.ahead} question{'' if one else 's'} {'is' if one else 'are'} ahead of yours.")
+        notes.append(self.demo.warning(run.question.film, run.question.model))
+        return "".join(f'<p class="cud-note" role="status">{html.escape(note)}</p>' for note in notes if note)
+
+    def _arms(self, model: str, scenes: Any, labels: list[str], number: int, above: str = "") -> str:
+        several = len(scenes) > 1
+        parts = []
+        for index, (scene, label) in enumerate(zip(scenes, labels, strict=True)):
+            title = f'<h2 class="cud-arm">{html.escape(label)}</h2>' if several else ""
+            body = self.demo.draw(scene, f"cu-q{number}-{index}", level=3 if several else 2)
+            parts.append(f'<div class="cud-column">{title}{body}</div>')
+        kind = "cud-arms cud-two" if several else "cud-arms"
+        return f'<div class="cu">{above}<div class="{kind}">{"".join(parts)}</div></div>'
+
+    def earlier(self, session: Session) -> str:
+        """The questions before the last one, newest first, each folded away."""
+        turns = session.turns if session.run is not None else session.turns[:-1]
+        first = session.asked - len(session.turns)
+        return "".join(self._folded(turn, first + n) for n, turn in reversed(list(enumerate(turns))))
+
+    def _folded(self, turn: Turn, number: int) -> str:
+        answer = turn.scenes[0].answer if turn.scenes else None
+        title = f"{turn.question.text} — {answer if answer is not None else 'no answer'}"
+        body = self._arms(turn.question.model, turn.scenes, [label for label, _ in turn.question.presets], number)
+        return f'<details class="cu cud-earlier"><summary dir="auto">{html.escape(title)}</summary>{body}</details>'
+
+    @staticmethod
+    def complaint(error: BaseException) -> str:
+        """A sentence where the answer would be."""
+        return f'<div class="cu"><p class="cud-alert" role="alert">{html.escape(sentence(error))}</p></div>'
+
+
+WELCOME = (
+    '<div class="cu cud-welcome"><h2>Watch the agent watch the film</h2><p>It skims the whole film first, then asks for'
+    " close-ups of the seconds that matter. Every thought, every look and every cost appears here while it"
+    " happens.</p></div>"
+)
+
+
+def build(demo: Demo) -> gr.Blocks:
+    """The page as Gradio Blocks, listeners and API included."""
+    page = Page(demo)
+    models = demo.models.names
+    own = demo.models.preset(models[0])
+    with gr.Blocks(title="closeup", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
+        gr.HTML(
+            '<header class="cud-header"><h1>closeup</h1><p>Ask a question about a video and see where the agent'
+            " looks.</p></header>"
+        )
+        with gr.Row(elem_classes="cud-main"):
+            with gr.Column(scale=2, min_width=320, elem_classes="cud-controls"):
+                player = gr.HTML(page.player(Session("")), elem_id="cud-player")
+                with gr.Row(elem_classes="cud-examples"):
+                    examples = [
+                        (gr.Button(KINDS.get(t.kind, t.kind), size="sm", elem_classes="cud-example"), t)
+                        for t in demo.examples
+                    ]
+                with gr.Row(elem_classes="cud-sources"):
+                    upload = gr.UploadButton(
+                        "Upload a video", file_types=["video"], file_count="single", size="sm", elem_id="cud-upload"
+                    )
+                    pick = gr.Dropdown(
+                        demo.films(),
+                        value=None,
+                        label="Pick a video",
+                        allow_custom_value=bool(demo.settings.allow),
+                        elem_id="cud-pick",
+                    )
+                text = gr.Textbox(
+                    label="Question",
+                    placeholder="When does she open the letter?",
+                    lines=2,
+                    max_lines=6,
+                    max_length=4000,
+                    elem_id="cud-question",
+                )
+                options = gr.Textbox(
+                    label="Options, one per line (none: a free answer)",
+                    lines=4,
+                    max_lines=10,
+                    max_length=12_000,
+                    elem_id="cud-options",
+                )
+                with gr.Row(elem_classes="cud-actions"):
+                    ask = gr.Button("Ask", variant="primary", elem_id="cud-ask")
+                    stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="cud-stop")
+                    retry = gr.Button("Retry", elem_id="cud-retry")
+                    clear = gr.Button("Clear", elem_id="cud-clear")
+                with gr.Row(elem_classes="cud-further"):
+                    further = gr.Button("", visible=False, size="sm", elem_id="cud-further")
+                with gr.Accordion("Settings", open=False, elem_id="cud-settings"):
+                    compare = gr.Checkbox(label="Compare with and without zoom, side by side", elem_id="cud-compare")
+                    model = gr.Dropdown(list(models), value=models[0], label="Model", visible=len(models) > 1)
+                    preset = gr.Dropdown(list(demo.models.presets(models[0])), value=own.name, label="Preset")
+                    steps = gr.Slider(1, 32, value=own.budget.max_steps, step=1, label="Messages at most")
+                    heat = gr.Slider(0, 2, value=own.temperature, step=0.1, label="Temperature (0: always the same)")
+                    tools = gr.CheckboxGroup(
+                        choices=_tool_names(), value=demo.tools_of(own), label="Tools (answer is always there)"
+                    )
+                    memory = gr.Radio(FOLLOW_UPS, value=_memory(demo, models[0]), label="A follow-up keeps")
+            with gr.Column(scale=3, min_width=320, elem_classes="cud-stage"):
+                view = gr.HTML(WELCOME, elem_id="cud-view")
+                before = gr.HTML("", elem_id="cud-before")
+
+        wishes = [text, options, model, preset, steps, heat, tools, compare, memory]
+        shown = [view, before, player, ask, stop, further]
+
+        def wish(*values: Any) -> Wish:
+            names = ("question", "options", "model", "preset", "max_steps", "temperature", "tools", "compare", "memory")
+            return Wish(**dict(zip(names, values, strict=True)))
+
+        async def show(begin: Callable[[], Run], key: str) -> AsyncIterator[list[Any]]:
+            """Begin a question and draw it until it is over."""
+            try:
+                session = demo.sessions.get(key)
+                run = await asyncio.to_thread(begin)
+            except Exception as error:
+                yield [page.complaint(error), *([gr.skip()] * 5)]
+                return
+            number, last = session.asked - 1, ""
+            try:
+                yield [
+                    gr.skip(),
+                    gr.skip(),
+                    page.player(session),
+                    _can(False),
+                    _can(True),
+                    gr.update(visible=False),
+                ]
+                earlier = await asyncio.to_thread(page.earlier, session)
+                while True:
+                    over = run.over
+                    now = await asyncio.to_thread(page.running, run, number)
+                    if over:
+                        break
+                    if now != last:
+                        yield [now, earlier, *([gr.skip()] * 4)]
+                        last = now
+                    await asyncio.to_thread(run.wait, demo.settings.refresh_seconds)
+                yield [now, earlier, gr.skip(), _can(True), _can(False), _further(demo, session)]
+            finally:
+                if not run.over:  # the visitor went away
+                    run.stop("stopped")
+
+        async def on_ask(request: gr.Request, *values: Any) -> AsyncIterator[list[Any]]:
+            key = key_of(request)
+            async for out in show(lambda: demo.ask(key, wish(*values)), key):
+                yield out
+
+        async def on_retry(request: gr.Request) -> AsyncIterator[list[Any]]:
+            key = key_of(request)
+            async for out in show(lambda: demo.retry(key), key):
+                yield out
+
+        def on_example(task: Task) -> Callable[..., AsyncIterator[list[Any]]]:
+            async def run_example(request: gr.Request, *values: Any) -> AsyncIterator[list[Any]]:
+                key = key_of(request)
+
+                def begin() -> Run:
+                    demo.pick(key, task.videos[0].name)
+                    asked = wish(*values)
+                    return demo.ask(key, replace(asked, question=task.question, options=list(task.options)))
+
+                first = [task.question, "\n".join(task.options), task.videos[0].name]
+                async for out in show(begin, key):
+                    yield [*out, *first]
+                    first = [gr.skip()] * 3
+
+            return run_example
+
+        async def on_further(request: gr.Request, *values: Any) -> AsyncIterator[list[Any]]:
+            key = key_of(request)
+            task = _next_question(demo, demo.sessions.get(key))
+            if task is None:
+                yield [
+                    page.complaint(BadInput("there is no further question for this video; type one")),
+                    *([gr.skip()] * 7),
+                ]
+                return
+            first = [task.question, "\n".join(task.options)]
+            asked = replace(wish(*values), question=task.question, options=list(task.options))
+            async for out in show(lambda: demo.ask(key, asked), key):
+                yield [*out, *first]
+                first = [gr.skip()] * 2
+
+        def on_film(change: Callable[[str, str], object], request: gr.Request, value: str | None) -> list[Any]:
+            key = key_of(request)
+            try:
+                if value:
+                    before_film = demo.sessions.get(key).film
+                    film = change(key, value)
+                    if film is before_film:
+                        return [gr.skip()] * 6
+                session = demo.sessions.get(key)
+                note = demo.warning(session.film, models[0])
+                shown_note = f'<div class="cu"><p class="cud-note" role="status">{html.escape(note)}</p></div>'
+                return [shown_note if note else WELCOME, "", page.player(session), *([gr.skip()] * 3)]
+            except Exception as error:
+                return [page.complaint(error), *([gr.skip()] * 5)]
+
+        def on_upload(request: gr.Request, path: str | None) -> list[Any]:
+            return [*on_film(demo.take, request, path), None]
+
+        def on_pick(request: gr.Request, name: str | None) -> list[Any]:
+            return on_film(demo.pick, request, name)
+
+        def on_stop(request: gr.Request) -> None:
+            demo.sessions.get(key_of(request)).stop()
+
+        def on_clear(request: gr.Request) -> list[Any]:
+            session = demo.sessions.get(key_of(request))
+            session.clear()
+            return [
+                WELCOME,
+                "",
+                page.player(session),
+                _can(True),
+                _can(False),
+                gr.update(visible=False),
+                "",
+                "",
+            ]
+
+        def on_model(name: str) -> list[Any]:
+            own = demo.models.preset(name)
+            return [
+                gr.update(choices=list(demo.models.presets(name)), value=own.name),
+                own.budget.max_steps,
+                own.temperature,
+                demo.tools_of(own),
+                _memory(demo, name),
+            ]
+
+        def on_preset(model_name: str, name: str) -> list[Any]:
+            chosen = demo.models.presets(model_name).get(name) or demo.models.preset(model_name)
+            return [chosen.budget.max_steps, chosen.temperature, demo.tools_of(chosen)]
+
+        def on_unload(request: gr.Request) -> None:
+            demo.sessions.drop(key_of(request))
+
+        live = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
+        quick = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+        gr.on([ask.click, text.submit], on_ask, wishes, shown, **live)
+        retry.click(on_retry, None, shown, **live)
+        further.click(on_further, wishes, [*shown, text, options], **live)
+        for button, task in examples:
+            button.click(on_example(task), wishes, [*shown, text, options, pick], **live)
+        stop.click(on_stop, None, None, **quick)
+        clear.click(on_clear, None, [*shown, text, options], **quick)
+        slow = live | {"show_progress": "full", "concurrency_limit": 2}
+        upload.upload(on_upload, upload, [*shown, pick], **slow)
+        pick.input(on_pick, pick, shown, **quick)
+        model.input(on_model, model, [preset, steps, heat, tools, memory], **quick)
+        preset.input(on_preset, [model, preset], [steps, heat, tools], **quick)
+        blocks.unload(on_unload)
+        _api(demo)
+    return blocks
+
+
+def _api(demo: Demo) -> None:
+    """The HTTP API; see docs/demo.md."""
+
+    async def ask(
+        question: str,
+        video: str | None = None,
+        options: list[str] | None = None,
+        model: str | None = None,
+        preset: str | None = None,
+        max_steps: float | None = None,
+        temperature: float | None = None,
+        tools: list[str] | None = None,
+        compare: bool = False,
+        memory: str | None = None,
+        request: gr.Request = None,  # type: ignore[assignment] # Gradio gives it
+    ) -> AsyncIterator[dict]:  # type: ignore[type-arg] # Gradio reads the annotation
+        """Ask about the session's video, or about `video` (a name of /videos); streams the state, last the answer."""
+        wish = Wish(question, options or (), model, preset, max_steps, temperature, tools, compare, memory)
+        key = key_of(request)
+
+        def begin() -> Run:
+            if video:
+                demo.pick(key, video)
+            return demo.ask(key, wish)
+
+        async for state in _follow(demo, begin):
+            yield state
+
+    async def retry(request: gr.Request = None) -> AsyncIterator[dict]:  # type: ignore[type-arg, assignment]
+        """Ask the session's last question again with another seed; streams like /ask."""
+        key = key_of(request)
+        async for state in _follow(demo, lambda: demo.retry(key)):
+            yield state
+
+    def upload(file: dict, request: gr.Request = None) -> dict:  # type: ignore[type-arg, assignment]
+        """Make an uploaded file (`gradio_client.handle_file`) the session's video."""
+        with _in_sentences():
+            path = file.get("path") if isinstance(file, dict) else None
+            film = demo.take(key_of(request), str(path))
+            return film.record.model_dump(exclude={"path"}) | {"name": film.name}
+        raise AssertionError
+
+    def stop(request: gr.Request = None) -> bool:  # type: ignore[assignment]
+        """Stop the session's question; tells whether one was running."""
+        with _in_sentences():
+            return demo.sessions.get(key_of(request)).stop()
+        raise AssertionError
+
+    def clear(request: gr.Request = None) -> bool:  # type: ignore[assignment]
+        """Forget the session's questions; the video stays."""
+        with _in_sentences():
+            demo.sessions.get(key_of(request)).clear()
+        return True
+
+    def videos() -> list:  # type: ignore[type-arg]
+        """Names of the videos that may be asked about without uploading one."""
+        return demo.films()
+
+    def examples() -> list:  # type: ignore[type-arg]
+        """The bundled examples: video, question, options."""
+        return [{"video": t.videos[0].name, "question": t.question, "options": list(t.options)} for t in demo.examples]
+
+    for endpoint in (ask, retry):
+        gr.api(endpoint, api_name=endpoint.__name__, concurrency_limit=None)
+    gr.api(upload, api_name="upload", concurrency_limit=2)
+    for quick in (stop, clear, videos, examples):
+        gr.api(quick, api_name=quick.__name__, queue=False)
+
+
+async def _follow(demo: Demo, begin: Callable[[], Run]) -> AsyncIterator[dict[str, Any]]:
+    with _in_sentences():
+        run = await asyncio.to_thread(begin)
+    last = None
+    try:
+        while not run.over:
+            state = result(run)
+            if state != last:
+                yield state
+                last = state
+            await asyncio.to_thread(run.wait, demo.settings.refresh_seconds)
+        yield result(run)
+    finally:
+        if not run.over:
+            run.stop("stopped")
+
+
+class _in_sentences:  # reads as a statement
+    """Turns every exception into a `gr.Error` of one sentence, without a traceback in the log for bad input."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception):
+            raise gr.Error(sentence(error), print_exception=False) from None
+
+
+def _can(can: bool) -> Any:
+    return gr.update(interactive=can)
+
+
+def _memory(demo: Demo, model: str) -> str:
+    from closeup.app.setup import BUNDLED
+
+    return "clips" if model in BUNDLED else "conversation"
+
+
+def _tool_names() -> list[str]:
+    from closeup.tools.registry import registered_tools
+
+    return [name for name in registered_tools() if name != "answer"]
+
+
+def _next_question(demo: Demo, session: Session) -> Task | None:
+    if session.film is None:
+        return None
+    asked = {turn.question.text for turn in session.turns}
+    tasks = demo.further.get(session.film.name, ())
+    return next((t for t in tasks if t.videos[0] == session.film.path and t.question not in asked), None)
+
+
+def _further(demo: Demo, session: Session) -> Any:
+    task = _next_question(demo, session)
+    return gr.update(visible=False) if task is None else gr.update(value=f"Ask next: {task.question}", visible=True)
+
+
+def head() -> str:
+    """Style and script for the page's head: nothing is loaded from anywhere."""
+    css = style() + (ASSETS / "demo.css").read_text(encoding="utf-8")
+    js = script() + (ASSETS / "demo.js").read_text(encoding="utf-8")
+    return f"<style>{css}</style><script>{js}</script>"
+
+
+def launch(demo: Demo, *, block: bool = False, quiet: bool = True) -> tuple[gr.Blocks, str]:
+    """Serve the page; returns the Blocks and the address. Raises `BadInput` when the port is taken."""
+    settings = demo.settings
+    os.environ["GRADIO_TEMP_DIR"] = str(demo.uploads.incoming)  # Gradio asks for its upload folder by this name only
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    blocks = build(demo)
+    blocks.queue(max_size=4 * (settings.at_once + settings.waiting) + 64, default_concurrency_limit=16)
+    guard = Middleware(
+        Guard,
+        sessions=demo.sessions,
+        shelf=demo.shelf,
+        uploads=demo.uploads,
+        local=settings.is_local,
+        max_upload=int(settings.max_upload_mb * MB),
+    )
+    try:
+        _, address, shared = blocks.launch(
+            server_name=settings.host,
+            server_port=settings.port or _free_port(settings.host),
+            share=settings.share,
+            prevent_thread_lock=True,
+            quiet=quiet,
+            show_error=False,
+            allowed_paths=[],
+            max_file_size=int(settings.max_upload_mb * MB),
+            state_session_capacity=settings.max_sessions,
+            enable_monitoring=False,
+            run_history=False,
+            strict_cors=True,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            footer_links=[],
+            app_kwargs={"middleware": [guard], "docs_url": None, "redoc_url": None, "openapi_url": None},
+            theme=gr.themes.Soft(
+                primary_hue="indigo",
+                neutral_hue="slate",
+                font=["system-ui", "sans-serif"],
+                font_mono=["ui-monospace", "monospace"],
+            ),
+            head=head(),
+        )
+    except OSError as error:
+        raise BadInput(
+            f"the page cannot be served at {settings.host}:{settings.port}: {error}; give another --port, or --port 0"
+            " for any free one"
+        ) from None
+    if block:
+        blocks.block_thread()
+    return blocks, str(shared or address)
+
+
+def serve(demo: Demo) -> None:
+    """Serve until interrupted."""
+    import sys
+
+    blocks, address = launch(demo)
+    sys.stdout.write(f"closeup demo: {address}  (stop with Ctrl+C)\n")
+    if not demo.settings.is_local:
+        sys.stdout.write("closeup demo: everyone who can reach this address can ask, upload and watch.\n")
+    sys.stdout.flush()
+    try:
+        blocks.block_thread()
+    finally:
+        blocks.close(verbose=False)
+
+
+def _free_port(host: str) -> int:
+    import socket
+
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+        listener.bind((host, 0))
+        return int(listener.getsockname()[1])
