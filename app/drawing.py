@@ -8,6 +8,7 @@ Invariants
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from closeup.app.pictures import thinned
@@ -84,6 +85,43 @@ def _timeline(scene: Scene, film: Film, *, first: bool) -> Timeline:
         gold=tuple(bar(film.duration, window) for window in scene.gold) if first else (),
         cited=tuple(bar(film.duration, w) for w in scene.evidence if cited_film(scene, w) == film.id),
         ruler=ruler(film.duration),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One rollout's close looks on the film that all rollouts share."""
+
+    rollout: int
+    bars: tuple[Bar, ...]
+
+
+def compared(scenes: Sequence[Scene], order: Sequence[int]) -> tuple[Timeline, tuple[Row, ...]] | None:
+    """The first film with the gold windows, and where each rollout looked closely; None without a film."""
+    films = scenes[0].films if scenes else ()
+    if not films:
+        return None
+    film = films[0]
+    rows = tuple(
+        Row(
+            index,
+            tuple(
+                bar(film.duration, (look.start, look.end))
+                for _, look in scenes[index].watched
+                if look.kind == "close" and look.video == film.id
+            )[:MAX_LANES],
+        )
+        for index in order
+    )
+    gold = tuple(bar(film.duration, window) for window in scenes[0].gold)
+    return Timeline(film=film, lanes=(), left_out=0, gold=gold, cited=(), ruler=ruler(film.duration)), rows
+
+
+def closely(scene: Scene, video: str, seconds: float) -> bool:
+    """Whether this instant of a film lies in a window that was watched closely."""
+    return any(
+        look.kind == "close" and look.video == video and look.start - 1e-6 <= seconds <= look.end + 1e-6
+        for _, look in scene.watched
     )
 
 

@@ -12,9 +12,7 @@ Invariants
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
 from functools import cache
 from importlib import resources
 from itertools import count
@@ -23,7 +21,7 @@ from typing import Any, Protocol
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from closeup.app.drawing import timelines
+from closeup.app.drawing import closely, timelines
 from closeup.app.pictures import Strip
 from closeup.app.scene import Film, Look, Scene
 from closeup.app.timeline import clock, span
@@ -65,7 +63,7 @@ def render(
         scene=scene,
         strip=strip,
         timelines=timelines(scene),
-        film_of=films.get,
+        closely=lambda look, seconds: closely(scene, look.video, seconds),
         overview=overview,
         level=max(2, min(5, level)),
         prefix=prefix or f"cu{next(_numbers)}",
@@ -118,15 +116,14 @@ def took(seconds: float | None) -> str:
     return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
 
 
+def words(name: str) -> str:
+    """A name with underscores as words: no_call is "no call"."""
+    return name.replace("_", " ")
+
+
 def picture_url(url: str) -> Markup:
     """The address of a picture, whole; "" for anything that is no `data:` URL of one."""
     return Markup(url if _PICTURE.fullmatch(url) else "")
-
-
-def as_json(value: Any) -> Markup:
-    """A value as JSON that may stand in a `<script type="application/json">`."""
-    text = json.dumps(value, ensure_ascii=True).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-    return Markup(text)  # nothing in it can end the element
 
 
 @cache
@@ -139,13 +136,16 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"clock": clock, "number": number, "reward": reward, "took": took, "url": picture_url}
-    environment.globals |= {"span": span, "enumerate_from": _enumerate_from}
+    environment.filters |= {
+        "clock": clock,
+        "number": number,
+        "reward": reward,
+        "took": took,
+        "url": picture_url,
+        "words": words,
+    }
+    environment.globals |= {"span": span}
     return environment
-
-
-def _enumerate_from(start: int) -> Iterator[int]:
-    return count(start)
 
 
 @cache

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from closeup import __version__
 from closeup.app import html
+from closeup.app.drawing import compared
 from closeup.app.errors import BadInput, complain
 from closeup.app.pictures import Pictures, Strip
 from closeup.app.progress import bar
@@ -85,7 +86,7 @@ def make_page(trajectories: Sequence[Trajectory], options: ViewOptions, left_out
         for number, members in enumerate(found, 1):
             group = group_of(members, crediting_of(options, members[0]))
             groups.append(group)
-            entries.append(_entry(group, pictures, number, opened=number == 1))
+            entries.append(_entry(group, pictures, number, of=len(found)))
             advance(number)
     script = html.script()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
@@ -158,13 +159,20 @@ class Ration:
         return Strip(tuple(given), found.total, why)
 
 
-def _entry(group: Group, pictures: Ration, number: int, *, opened: bool) -> str:
+def _entry(group: Group, pictures: Ration, number: int, *, of: int) -> str:
     """One group, or the one episode it is made of."""
-    scenes = []
+    scenes, level = [], 2 if of == 1 and len(group.scenes) == 1 else 3
     for index, scene in enumerate(group.scenes):
         prefix = f"cu-{number}-{index}"
-        scenes.append(html.Markup(html.render(scene, pictures, overview=index == 0, level=3, prefix=prefix)))
-    text: str = html.template("group.html").render(group=group, scenes=scenes, number=number, opened=opened)
+        scenes.append(html.Markup(html.render(scene, pictures, overview=index == 0, level=level, prefix=prefix)))
+    text: str = html.template("group.html").render(
+        group=group,
+        scenes=scenes,
+        number=number,
+        opened=number == 1,
+        alone=of == 1,
+        looked=compared(group.scenes, group.order),
+    )
     return text
 
 
