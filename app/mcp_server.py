@@ -50,6 +50,7 @@ class VideoServer:
     def __init__(self, calls: Calls) -> None:
         self.calls = calls
         limits = calls.limits
+        self._lists = Workers(2, limits.waiting)  # apart, so that a server whose calls all hang still says what it has
         self._looks = Workers(limits.together, limits.waiting)
         self._asks = Workers(1, limits.asks_waiting)
         self.server: Server[Any] = Server(
@@ -57,6 +58,7 @@ class VideoServer:
             title="closeup: watch long videos",
             version=__version__,
             instructions=f"{INSTRUCTIONS} {calls.allowed.accepted()}",
+            get_tool_input_schema=lambda _: None,  # asked before each call, for headers that no schema here names
             on_list_tools=self._list,
             on_call_tool=self._call,
         )
@@ -87,7 +89,7 @@ class VideoServer:
     async def _list(self, context: Context, params: types.PaginatedRequestParams | None) -> types.ListToolsResult:
         limits = self.calls.limits
         try:
-            tools = await self._looks.run(lambda _: self.calls.tools(), limits.seconds, "closeup-mcp-list")
+            tools = await self._lists.run(lambda _: self.calls.tools(), limits.seconds, "closeup-mcp-list")
         except (DuplicateTool, UnknownTool) as error:
             raise MCPError(code=types.INTERNAL_ERROR, message=str(error)) from None
         except (Busy, TooSlow):

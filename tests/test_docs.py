@@ -84,7 +84,7 @@ def test_marked_blocks_run(document: Path, folder: Path) -> None:
         if block.language == "python":  # each at its own line, so that a traceback points into the document
             lines += [""] * (block.line - len(lines)) + block.code.splitlines()
     if lines:
-        program = folder / document.with_suffix(".py").name
+        program = folder / f"{document.stem}_blocks.py"  # not "mcp.py": the program would import itself
         program.write_text("\n".join(lines) + "\n", encoding="utf-8")
         run(next(block for block in marked if block.language == "python"), [sys.executable, str(program)], folder)
 
