@@ -381,7 +381,7 @@ def _look(
 def _step(index: int, step: StepRecord, looks: tuple[Look, ...]) -> StepView:
     view = StepView(
         index=index,
-        thought=step.thought or ("" if step.call else thought_so_far(step.text)),
+        thought=step.thought or ("" if step.call else thought_so_far(step.text.removeprefix(step.assistant_prefix))),
         calls=(Call(step.call.name, _arguments(step.call.arguments)),) if step.call else (),
         rewards=tuple(step.rewards.items()),
         forced=step.forced,

@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from markupsafe import Markup
+
 from closeup import __version__
 from closeup.app import html
 from closeup.app.drawing import compared
@@ -91,15 +93,15 @@ def make_page(trajectories: Sequence[Trajectory], options: ViewOptions, left_out
     script = html.script()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     text = html.template("page.html").render(
-        mark=html.Markup(MARK.decode("ascii")),
+        mark=Markup(MARK.decode("ascii")),
         policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}';"
         " base-uri 'none'; form-action 'none'",
-        style=html.Markup(html.style()),
-        script=html.Markup(script),
+        style=Markup(html.style()),
+        script=Markup(script),
         name=options.file.name,
         version=__version__,
         groups=groups,
-        entries=[html.Markup(entry) for entry in entries],
+        entries=[Markup(entry) for entry in entries],
         left_out=left_out,
         limit=options.limit,
         pictures_left_out=pictures.left_out,
@@ -164,7 +166,7 @@ def _entry(group: Group, pictures: Ration, number: int, *, of: int) -> str:
     scenes, level = [], 2 if of == 1 and len(group.scenes) == 1 else 3
     for index, scene in enumerate(group.scenes):
         prefix = f"cu-{number}-{index}"
-        scenes.append(html.Markup(html.render(scene, pictures, overview=index == 0, level=level, prefix=prefix)))
+        scenes.append(Markup(html.render(scene, pictures, overview=index == 0, level=level, prefix=prefix)))
     text: str = html.template("group.html").render(
         group=group,
         scenes=scenes,
