@@ -70,6 +70,16 @@ def run(arm: str, scale: Scale, options: argparse.Namespace, folder: Path) -> di
     return {**found, "load_before": round(load, 2)}
 
 
+def measured_tokens(model: Path, threads: int) -> tuple[float, float]:
+    """CPU seconds of a visual and of a text token of the model at `model`."""
+    import torch
+    from _update_model import load, make_group, seconds_per_token
+
+    torch.set_num_threads(threads)
+    adapter = load(model, train_vision=False)
+    return seconds_per_token(adapter, make_group(adapter, Scale(1024)))
+
+
 def difference(folder: Path, arm: str, prompt: int) -> float:
     """Largest difference of any gradient to the oracle's, relative to its tensor's largest value."""
     import torch
@@ -168,9 +178,13 @@ def draw(rows: list[dict[str, Any]], scales: list[Scale]) -> str:
 
 
 def result_of(
-    runs: Runs, gaps: dict[tuple[int, str], float], scales: list[Scale], options: argparse.Namespace
+    runs: Runs,
+    gaps: dict[tuple[int, str], float],
+    scales: list[Scale],
+    options: argparse.Namespace,
+    seconds: tuple[float, float],
 ) -> dict[str, Any]:
-    """All that is written."""
+    """All that is written; `seconds` of a visual and of a text token, as measured."""
     rows = [
         row_of(arm, s, runs[s.prompt, arm], gaps[s.prompt, arm])
         for s in scales
@@ -178,6 +192,7 @@ def result_of(
         if (s.prompt, arm) in runs
     ]
     ours, large = cost_of(TEXT, VISION), cost_of(QWEN_7B_TEXT, QWEN_7B_VISION)
+    seven = dataclasses.replace(ours, vision=round(large.vision_to_text * ours.text))
     ratios = {str(scale.prompt): compare(rows, scale) for scale in scales}
     return {
         "environment": _report.environment(("torch", "transformers", "trl", "numpy")),
@@ -190,12 +205,16 @@ def result_of(
             "scales": [{**dataclasses.asdict(s), "frames": s.frames} for s in scales],
             "text": TEXT,
             "vision": VISION,
-            "vision_to_text": {"Qwen2.5-VL-7B": large.vision_to_text, "here": ours.vision_to_text},
+            "vision_to_text": {
+                "Qwen2.5-VL-7B, multiply-adds": large.vision_to_text,
+                "here, CPU seconds": seconds[0] / seconds[1],
+                "here, multiply-adds": ours.vision_to_text,
+            },
             "head_to_text": {"Qwen2.5-VL-7B": large.head_to_text, "here": ours.head_to_text},
         },
         "rows": rows,
         "ratios": ratios,
-        "arithmetic": {str(s.prompt): arithmetic(TEXT, ours, s, train_vision=options.train_vision) for s in scales},
+        "arithmetic": {str(s.prompt): arithmetic(TEXT, seven, s, train_vision=options.train_vision) for s in scales},
         "targets": targets(ratios[str(scales[-1].prompt)]),
     }
 
@@ -226,6 +245,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         write_model(folder / "model")
+        seconds = measured_tokens(folder / "model", options.threads)
+        print(f"a visual token costs {seconds[0] / seconds[1]:.2f} of a text token here", flush=True)
         for _ in range(options.repeat):
             for scale in scales:
                 order = [arm for arm in options.arms if arm != ORACLE]
@@ -242,7 +263,7 @@ def main() -> None:
                         flush=True,
                     )
                 measured = [s for s in scales if (s.prompt, ORACLE) in runs]
-                result = result_of(runs, gaps, measured, options)
+                result = result_of(runs, gaps, measured, options, seconds)
                 _report.write(options.name, result)
                 (_report.RESULTS / f"{options.name}.svg").write_text(draw(result["rows"], measured))
     show(result["rows"], scales)

@@ -103,7 +103,7 @@ def test_the_model_has_the_proportions_of_the_7b_one(model):
     small = model.cost_of(model.TEXT, model.VISION)
     assert large.text == 28 * (2 * 3584**2 + 2 * 3584 * 512 + 3 * 3584 * 18944)
     assert large.vision_to_text == pytest.approx(0.394, abs=1e-3)
-    assert small.vision_to_text == pytest.approx(large.vision_to_text, rel=0.02)
+    assert small.vision_to_text < large.vision_to_text  # in measured seconds they are alike; its matrices are slow ones
     assert small.head_to_text == pytest.approx(large.head_to_text, rel=0.02)
 
 
@@ -120,6 +120,14 @@ def test_costs_are_those_of_the_real_modules(model, folder):
     assert cost.text == text
     assert cost.vision == 4 * per_patch + per_token
     assert cost.head == adapter.model.lm_head.weight.numel()
+
+
+def test_seconds_per_token_are_the_least_of_a_few(model, folder, monkeypatch):
+    adapter = model.load(folder, train_vision=False)
+    group = model.make_group(adapter, model.Scale(**SMALL))
+    clock = iter([0.0, 120.0, 200.0, 365.0, 400.0, 880.0, 900.0, 1395.0])  # 120 visual tokens, 165 of text
+    monkeypatch.setattr(model.time, "process_time", lambda: next(clock))
+    assert model.seconds_per_token(adapter, group, repeat=2) == (1.0, 1.0)
 
 
 def test_arithmetic_by_hand(model):
