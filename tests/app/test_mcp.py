@@ -591,19 +591,30 @@ def test_two_clients_at_once_and_one_that_leaves(gate: _Gate) -> None:
 
 
 def test_a_connection_cut_in_the_middle_of_a_call_harms_nobody(gate: _Gate) -> None:
+    """As when the client's machine dies: no goodbye, the socket is just gone; once in its call, once in its request."""
+
     async def work() -> None:
-        async with http(calls()) as address:
-            body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call"}
+        async with http(calls()) as address, httpx.AsyncClient() as web:
             headers = {"accept": "application/json, text/event-stream", "content-type": "application/json"}
-            host, port = "127.0.0.1", int(address.split(":")[2].split("/")[0])
-            text = json.dumps({**body, "params": {"name": "waits", "arguments": {"video": FILM}}})
-            stream = await anyio.connect_tcp(host, port)
-            lines = [f"POST /mcp HTTP/1.1\r\nhost: {host}:{port}\r\ncontent-length: {len(text) + 50}\r\n"]
-            lines += [f"{name}: {value}\r\n" for name, value in headers.items()]
-            await stream.send("".join([*lines, "\r\n", text]).encode())  # and never the rest
-            await stream.aclose()
-            async with Client(address) as client:
-                assert text_of(await client.call_tool("video_info", {"video": FILM}))
+            hello = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "x", "version": "0"}}
+            body = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello}
+            headers["mcp-session-id"] = (await web.post(address, json=body, headers=headers)).headers["mcp-session-id"]
+            await web.post(address, json={"jsonrpc": "2.0", "method": "notifications/initialized"}, headers=headers)
+            text = json.dumps(
+                {**body, "method": "tools/call", "params": {"name": "waits", "arguments": {"video": FILM}}}
+            )
+            port = int(address.split(":")[2].split("/")[0])
+            for missing in (0, 50):
+                lines = [f"POST /mcp HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-length: {len(text) + missing}\r\n"]
+                lines += [f"{name}: {value}\r\n" for name, value in headers.items()]
+                stream = await anyio.connect_tcp("127.0.0.1", port)
+                await stream.send("".join([*lines, "\r\n", text]).encode())
+                if not missing:
+                    await gate.entered()
+                await stream.aclose()
+            for mode in MODES:
+                async with Client(address, mode=mode) as client:
+                    assert text_of(await client.call_tool("video_info", {"video": FILM}))
 
     run(work)
 
