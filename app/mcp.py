@@ -1,7 +1,7 @@
 """`closeup mcp`: the tools for other programs' models, over stdio or streamable HTTP (Model Context Protocol).
 
 Everything that can be wrong with the command's arguments is said before anything is served. The `mcp` package is
-imported only here, when the command runs.
+imported when the command runs.
 
 Invariants
 1. Only files of the allowed folders and the bundled examples are read (`closeup.app.allow`).
@@ -54,7 +54,7 @@ def run(options: McpOptions) -> int:
     if options.transport not in TRANSPORTS:
         raise BadInput(f"there is no transport {options.transport!r}; accepted: {', '.join(TRANSPORTS)}")
     check_host(options)
-    require("mcp", "mcp.server.lowlevel")
+    require("mcp", "mcp.server.lowlevel")  # before a model is loaded
     allowed = Allowed([*options.allow, EXAMPLES], max_gb=options.max_gb)
     calls = Calls(allowed, Limits(frames=options.max_frames), names=_names(options.tools))
     calls.tools()  # two tools of one name, or one that is not there, are said before anything is served

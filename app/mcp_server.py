@@ -1,7 +1,8 @@
 """The protocol side of `closeup mcp`: `Calls` over stdio or streamable HTTP, with the `mcp` package's low-level server.
 
-The low-level server, because the tools' schemas come from the tools' classes: the package's `MCPServer` would derive
-them a second time from functions, and say its own words about wrong arguments.
+It takes the low-level server, because the tools' schemas come from the tools' classes: the package's `MCPServer` would
+derive them a second time from functions, and say its own words about wrong arguments. Importing this module loads neither
+`mcp` nor a web server; making a `VideoServer` does.
 
 Invariants
 1. The event loop only speaks the protocol: everything else runs in `Workers`.
@@ -16,21 +17,21 @@ import base64
 import logging
 import socket
 import threading
-from typing import Any
-
-import mcp_types as types
-import uvicorn
-from mcp.server.context import ServerRequestContext
-from mcp.server.lowlevel import Server
-from mcp.server.stdio import stdio_server
-from mcp.server.transport_security import TransportSecuritySettings
-from mcp.shared.exceptions import MCPError
-from starlette.applications import Starlette
+from typing import TYPE_CHECKING, Any
 
 from closeup import __version__
 from closeup.app.background import Busy, TooSlow, Workers
 from closeup.app.mcp_calls import AskVideo, Calls, Picture, Refused, Reply, Served
+from closeup.extras import require
 from closeup.tools.registry import DuplicateTool, UnknownTool
+
+if TYPE_CHECKING:
+    import mcp_types as types
+    from mcp.server.context import ServerRequestContext
+    from mcp.server.lowlevel import Server
+    from starlette.applications import Starlette
+
+    Context = ServerRequestContext[Any, Any]
 
 log = logging.getLogger("closeup.mcp")
 ENDPOINT = "/mcp"
@@ -41,13 +42,16 @@ INSTRUCTIONS = (
     "Watch long videos: call video_info for the length, resample_frames to skim the whole film, then zoom_clip for the "
     "seconds that matter. Times are seconds from the video's start; every frame comes with its real time."
 )
-Context = ServerRequestContext[Any, Any]
 
 
 class VideoServer:
     """The server; `server` is the package's own, for any transport (`streamable_http_app`, `run`)."""
 
     def __init__(self, calls: Calls) -> None:
+        """Raises `MissingExtra` without the `mcp` package."""
+        require("mcp", "mcp.server.lowlevel")
+        from mcp.server.lowlevel import Server
+
         self.calls = calls
         limits = calls.limits
         self._lists = Workers(2, limits.waiting)  # apart, so that a server whose calls all hang still says what it has
@@ -65,11 +69,15 @@ class VideoServer:
 
     async def stdio(self) -> None:
         """Serve standard input and output until the input ends; stray prints go to standard error."""
+        from mcp.server.stdio import stdio_server
+
         async with stdio_server() as (read, write):
             await self.server.run(read, write, self.server.create_initialization_options())
 
     def http_app(self, names: tuple[str, ...]) -> Starlette:
         """The ASGI app; `names` are the values of the Host header that are served ("127.0.0.1:7861")."""
+        from mcp.server.transport_security import TransportSecuritySettings
+
         return self.server.streamable_http_app(
             streamable_http_path=ENDPOINT,
             max_request_body_size=MAX_BODY,
@@ -83,10 +91,15 @@ class VideoServer:
 
     async def http(self, listening: socket.socket, names: tuple[str, ...]) -> None:
         """Serve HTTP on a socket that listens already, until interrupted."""
+        import uvicorn
+
         config = uvicorn.Config(self.http_app(names), log_config=None, access_log=False, timeout_graceful_shutdown=2)
         await uvicorn.Server(config).serve(sockets=[listening])
 
     async def _list(self, context: Context, params: types.PaginatedRequestParams | None) -> types.ListToolsResult:
+        import mcp_types as types
+        from mcp.shared.exceptions import MCPError
+
         limits = self.calls.limits
         try:
             tools = await self._lists.run(lambda _: self.calls.tools(), limits.seconds, "closeup-mcp-list")
@@ -146,6 +159,8 @@ class _Progress:
 
 
 def _described(tool: Served) -> types.Tool:
+    import mcp_types as types
+
     return types.Tool(
         name=tool.name,
         description=tool.description,
@@ -155,6 +170,8 @@ def _described(tool: Served) -> types.Tool:
 
 
 def _result(reply: Reply) -> types.CallToolResult:
+    import mcp_types as types
+
     content: list[types.ContentBlock] = []
     for part in reply.parts:
         if isinstance(part, Picture):
@@ -167,4 +184,6 @@ def _result(reply: Reply) -> types.CallToolResult:
 
 
 def _error(sentence: str) -> types.CallToolResult:
+    import mcp_types as types
+
     return types.CallToolResult(content=[types.TextContent(type="text", text=sentence)], is_error=True)
