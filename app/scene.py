@@ -170,7 +170,7 @@ class Scene:
 
 
 def scene_of(trajectory: Trajectory) -> Scene:
-    """The scene of a recorded episode."""
+    """The scene of a recorded episode. A clip that the record names and does not describe is not in it."""
     task, outcome = trajectory.task, trajectory.outcome
     films = _films(task, trajectory.videos)
     first = trajectory.steps[0].messages if trajectory.steps else ()
@@ -192,10 +192,10 @@ def scene_of(trajectory: Trajectory) -> Scene:
         question=task.question,
         options=task.options,
         films=films,
-        overview=tuple(look(clip) for clip in shown if clip not in begun),
+        overview=tuple(look(clip) for clip in shown if clip not in begun and clip.key in trajectory.clips),
         earlier=tuple(look(clip) for clip in dict.fromkeys(begun) if clip.key in trajectory.clips),
         steps=tuple(
-            _step(index, step, tuple(look(trajectory.clips[key].clip) for key in step.clips))
+            _step(index, step, tuple(look(trajectory.clips[key].clip) for key in step.clips if key in trajectory.clips))
             for index, step in enumerate(trajectory.steps)
         ),
         gold=task.evidence,

@@ -15,6 +15,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,7 +68,7 @@ def run(options: ViewOptions) -> int:
     episodes = f"{len(trajectories)} episode{'s' if len(trajectories) != 1 else ''}"
     sys.stdout.write(f"{out}: {episodes}, {len(page) / 1e6:.1f} MB. Open it in a browser.\n")
     if left_out:
-        complain(f"{left_out} more of the file's lines are not on the page; raise --limit, or choose with --task ID")
+        complain(f"{left_out} more episodes are not on the page; raise --limit, or choose with --task ID")
     return 0
 
 
@@ -216,21 +217,21 @@ def _check(options: ViewOptions, out: Path) -> None:
 
 
 def _read(options: ViewOptions) -> tuple[list[Trajectory], int]:
-    """At most `limit` trajectories, and how many lines were not looked at or had no room."""
+    """At most `limit` trajectories, and how many more there are (lines that were not read, or episodes of the task)."""
     from closeup.agent.trajectory import read_trajectories
 
     chosen: list[Trajectory] = []
     more = 0
     for trajectory in read_trajectories(options.file):
-        if options.task is not None and trajectory.task.id != options.task:
-            continue
-        if len(chosen) < options.limit:
+        if options.task is None:
             chosen.append(trajectory)
-        else:
-            more += 1
-            if options.task is None:
-                more = _lines(options.file) - len(chosen)
-                break
+            if len(chosen) == options.limit:
+                break  # what follows is counted, not read
+        elif trajectory.task.id == options.task:
+            more += len(chosen) == options.limit
+            chosen += [trajectory] * (len(chosen) < options.limit)
+    if options.task is None and len(chosen) == options.limit:
+        more = _lines(options.file) - len(chosen)
     if not chosen and options.task is not None:
         raise BadInput(f"{options.file} has no episode of a task called {options.task!r}")
     if not chosen:
@@ -256,5 +257,6 @@ def _write(out: Path, page: bytes) -> None:
             os.fsync(file.fileno())
         part.replace(target)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
         raise BadInput(f"cannot write {out}: {error.strerror or error}; give another file to --out") from None

@@ -54,7 +54,7 @@
     current = frame;
     title.textContent = `Frame at ${clock}`;
     const seen = picture(image.src, `What the agent saw: ${size} pixels`, image.alt, image.naturalWidth <= 160);
-    const whole = film?.startsWith("data:image/") && picture(film, "The film itself", `The film at ${clock}`, false);
+    const whole = /^(data:image\/|closeup\/picture\/)/.test(film ?? "") && picture(film, "The film itself", `The film at ${clock}`, false);
     pair.replaceChildren(...(whole ? [seen, whole] : [seen]));
     const all = framesOf(frame);
     before.disabled = all[0] === frame;

@@ -17,6 +17,14 @@
     true,
   );
 
+  // On a narrow screen what happens is below the controls: whoever asks is taken there.
+  document.addEventListener("click", (event) => {
+    const button = event.target instanceof Element && event.target.closest("#cud-ask, #cud-retry, #cud-further, .cud-example");
+    if (!button || window.innerWidth >= 700) return;
+    const still = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
+    document.getElementById("cud-view")?.scrollIntoView({ block: "start", behavior: still ? "auto" : "smooth" });
+  });
+
   const unfolded = new WeakSet();
   document.addEventListener("click", (event) => {
     const summary = event.target instanceof Element && event.target.closest(".cu summary");
