@@ -7,6 +7,7 @@ Invariants
 1. One trajectory per episode comes back, in the order of the tasks, whatever happened to it.
 2. What one episode does never changes another: not its context, not its seeds, not its fate.
 3. Cancelling ends every live episode within a token or so; each is recorded as truncated.
+4. Which episodes are written together is fixed by their order and `cohorts`, never by what took how long.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from closeup.agent.contract import Environment
 from closeup.agent.environment import VideoQAEnv
-from closeup.agent.events import OnEvent
+from closeup.agent.events import Event, OnEvent
 from closeup.agent.live import LiveEpisode, RunSettings
 from closeup.agent.policies.base import Completion, Policy, Sampling
 from closeup.agent.preset import Preset
@@ -47,6 +49,7 @@ def run_episodes(
     sampling: Sampling | None = None,
     seed: int = 0,
     max_live: int = 32,
+    cohorts: int = 1,
     on_event: OnEvent | None = None,
     cancel: threading.Event | None = None,
 ) -> list[Trajectory]:
@@ -63,35 +66,118 @@ def run_episodes(
         sampling: how tokens are drawn; default: the preset's temperature and message length. Its seed is replaced.
         seed: together with task id, rollout and step it fixes every message's seed.
         max_live: episodes that run at the same time; another starts as soon as one ends.
-        on_event: told what happens; an exception it raises ends the run.
+        cohorts: tasks are dealt to so many cohorts in turn, which share `max_live`. While one's messages are generated,
+            the others' tools run and their next frames are decoded, each on a thread of its own. 1: one after another,
+            in the largest batches.
+        on_event: told what happens, one event at a time; an exception it raises ends the run.
         cancel: setting it ends the run early.
 
     Raises:
         ValueError: neither or both of preset and environment; a preset that names an unknown tool, dialect or prompt
-            set; two episodes with one id; rollouts or max_live below 1.
+            set; two episodes with one id; rollouts, max_live or cohorts below 1.
     """
-    if rollouts < 1 or max_live < 1:
-        raise ValueError(f"rollouts and max_live are at least 1, got {rollouts} and {max_live}")
+    if rollouts < 1 or max_live < 1 or cohorts < 1:
+        raise ValueError(f"rollouts, max_live and cohorts are at least 1, got {rollouts}, {max_live} and {cohorts}")
     make, drawn = _environment(preset, environment, policy, rewards, sampling)
-    run = RunSettings(drawn, seed, judge, scorers, on_event)
+    told = on_event if on_event is None or cohorts == 1 else _one_at_a_time(on_event)
+    run = RunSettings(drawn, seed, judge, scorers, told)
     episodes = [LiveEpisode(start, make, policy, run) for start in _starts(tasks, rollouts)]
-    waiting, live = deque(episodes), list[LiveEpisode]()
-    try:
-        while waiting or live:
-            if cancel is not None and cancel.is_set():
-                for episode in (*live, *waiting):
-                    episode.cancel()
-                break
-            while waiting and len(live) < max_live:
-                live.append(waiting.popleft())
-                live[-1].open()
-            live = [episode for episode in live if episode.alive]
-            _turn(live, policy, tokens=on_event is not None, cancel=cancel)
-            live = [episode for episode in live if episode.alive]
-    finally:
-        for episode in live:
-            episode.close()
+    count = min(cohorts, len(tasks), max_live)
+    if count <= 1:
+        _run_in_turn(_Cohort(episodes, max_live, policy), told is not None, cancel)
+    else:
+        dealt = [[e for i, e in enumerate(episodes) if i // rollouts % count == c] for c in range(count)]
+        limits = [max_live // count + (c < max_live % count) for c in range(count)]
+        _run_overlapped(
+            [_Cohort(of, limit, policy) for of, limit in zip(dealt, limits, strict=True)], told is not None, cancel
+        )
     return [episode.trajectory for episode in episodes if episode.trajectory is not None]
+
+
+class _Cohort:
+    """Episodes whose messages are generated together: `ready`, `write`, `take`, and again, while there are any."""
+
+    def __init__(self, episodes: Sequence[LiveEpisode], limit: int, policy: Policy) -> None:
+        self.waiting, self.live = deque(episodes), list[LiveEpisode]()
+        self._limit, self._policy = limit, policy
+
+    def ready(self) -> None:
+        """Open as many of those waiting as may be live."""
+        while self.waiting and len(self.live) < self._limit:
+            self.live.append(self.waiting.popleft())
+            self.live[-1].open()
+        self.live = [episode for episode in self.live if episode.alive]
+
+    def write(self, tokens: bool, cancel: threading.Event | None) -> tuple[list[Completion], float]:
+        """The next message of every live episode, and its share of the time in seconds."""
+        return _write(self.live, self._policy, tokens=tokens, cancel=cancel)
+
+    def take(self, done: Sequence[Completion], seconds: float) -> None:
+        """Run what the messages ask for."""
+        for episode, completion in zip(self.live, done, strict=False):  # none when the policy raised
+            episode.take(completion, seconds)
+        self.live = [episode for episode in self.live if episode.alive]
+
+    def go_on(self, done: Sequence[Completion], seconds: float) -> None:
+        """What is done on a thread: `take`, `ready`, and the frames of the next messages, decoded ahead."""
+        self.take(done, seconds)
+        self.ready()
+        for episode in self.live:
+            episode.decode_ahead()
+
+    def cancel(self) -> None:
+        for episode in (*self.live, *self.waiting):
+            episode.cancel()
+        self.live, self.waiting = [], deque()
+
+    def close(self) -> None:
+        for episode in self.live:
+            episode.close()
+
+
+def _run_in_turn(cohort: _Cohort, tokens: bool, cancel: threading.Event | None) -> None:
+    try:
+        while cohort.waiting or cohort.live:
+            if cancel is not None and cancel.is_set():
+                cohort.cancel()
+                break
+            cohort.ready()
+            if cohort.live:
+                cohort.take(*cohort.write(tokens, cancel))
+    finally:
+        cohort.close()
+
+
+def _run_overlapped(cohorts: Sequence[_Cohort], tokens: bool, cancel: threading.Event | None) -> None:
+    """Generate for one cohort after the other here, everything else of each on a thread of its own."""
+    with ThreadPoolExecutor(len(cohorts), thread_name_prefix="closeup-cohort") as pool:
+        busy: dict[int, Future[None]] = {i: pool.submit(cohort.go_on, (), 0.0) for i, cohort in enumerate(cohorts)}
+        try:
+            while busy:
+                for i in list(busy):
+                    busy.pop(i).result()
+                    cohort = cohorts[i]
+                    if cancel is not None and cancel.is_set():
+                        cohort.cancel()
+                    elif cohort.live:
+                        busy[i] = pool.submit(cohort.go_on, *cohort.write(tokens, cancel))
+                    elif cohort.waiting:  # everything that was opened failed
+                        busy[i] = pool.submit(cohort.go_on, (), 0.0)
+        finally:
+            wait(busy.values())  # nothing may work on a closed episode
+            for cohort in cohorts:
+                cohort.close()
+
+
+def _one_at_a_time(on_event: OnEvent) -> OnEvent:
+    """A listener that is not called by two threads at once."""
+    lock = threading.Lock()
+
+    def tell(event: Event) -> None:
+        with lock:
+            on_event(event)
+
+    return tell
 
 
 async def arun_episode(
@@ -145,10 +231,10 @@ async def _in_thread(work: Callable[..., None], *arguments: object) -> None:
         raise
 
 
-def _turn(live: Sequence[LiveEpisode], policy: Policy, *, tokens: bool, cancel: threading.Event | None) -> None:
-    """One message for every live episode."""
-    if not live:
-        return
+def _write(
+    live: Sequence[LiveEpisode], policy: Policy, *, tokens: bool, cancel: threading.Event | None
+) -> tuple[list[Completion], float]:
+    """One message for every live episode and each one's share of the time; none when the policy raised."""
     by_id = {episode.id: episode for episode in live}
     listener_faults: list[Exception] = []
 
@@ -174,10 +260,8 @@ def _turn(live: Sequence[LiveEpisode], policy: Policy, *, tokens: bool, cancel: 
         log.error("policy %s failed", policy.name, exc_info=error)
         for episode in live:
             episode.fail(f"the policy raised {type(error).__name__}: {error}")
-        return
-    seconds = (time.perf_counter() - began) / len(live)
-    for episode, completion in zip(live, done, strict=True):
-        episode.take(completion, seconds)
+        return [], 0.0
+    return done, (time.perf_counter() - began) / len(live)
 
 
 def _starts(tasks: Sequence[Task | Start], rollouts: int) -> list[Start]:

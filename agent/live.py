@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,6 +70,7 @@ class LiveEpisode:
         self._before: tuple[Message, ...] = ()
         self._clips: dict[str, ClipRecord] = {}
         self._asked: dict[str, Clip] = {}
+        self._ahead: tuple[Clip, ...] = ()
         self._videos: dict[str, Video] = {}
         self._records: dict[str, VideoRecord] = {}
         self._settings: dict[str, Any] = {}
@@ -113,6 +114,22 @@ class LiveEpisode:
             tools=observation.tools,
             sampling=replace(self._run.sampling, seed=seed),
         )
+
+    def decode_ahead(self) -> None:
+        """Decode the frames of the next request into the cache that the policy reads from.
+
+        A video that cannot be read is left to the request, which tells why.
+        """
+        geometry = self._policy.geometry
+        for clip in self._ahead:
+            video = self._videos.get(clip.video)
+            if video is None:
+                continue
+            try:
+                video.frames(clip, geometry.size(video.width, video.height, clip.pixels))
+            except (VideoError, ValueError) as error:
+                log.info("cannot decode ahead for %s: %s", self.id, error)
+        self._ahead = ()
 
     def token(self, text: str) -> None:
         """Pass on a piece of the message being written."""
@@ -267,8 +284,9 @@ class LiveEpisode:
             "versions": versions(),
         }
 
-    def _ask_for(self, clips: Any) -> None:
-        self._asked.update((clip.key, clip) for clip in clips)
+    def _ask_for(self, clips: Iterable[Clip]) -> None:
+        self._ahead = tuple(clips)
+        self._asked.update((clip.key, clip) for clip in self._ahead)
 
     def _unseen(self, clip: Clip) -> ClipRecord:
         video, geometry = self._records[clip.video], self._policy.geometry
