@@ -1,8 +1,8 @@
 """The protocol side of `closeup mcp`: `Calls` over stdio or streamable HTTP, with the `mcp` package's low-level server.
 
 It takes the low-level server, because the tools' schemas come from the tools' classes: the package's `MCPServer` would
-derive them a second time from functions, and say its own words about wrong arguments. Importing this module loads neither
-`mcp` nor a web server; making a `VideoServer` does.
+derive them a second time from functions, and say its own words about wrong arguments. Importing this module loads
+neither `mcp` nor a web server; making a `VideoServer` does.
 
 Invariants
 1. The event loop only speaks the protocol: everything else runs in `Workers`.
