@@ -114,6 +114,10 @@ class Page:
         return f'<div class="cu"><p class="cud-alert" role="alert">{html.escape(sentence(error))}</p></div>'
 
 
+HEADER = (
+    '<header class="cu cud-header"><h1>closeup</h1><p>Ask a question about a video and see where the agent looks. One'
+    " click on an example runs it.</p></header>"
+)
 WELCOME = (
     '<div class="cu cud-welcome"><h2>Watch the agent watch the film</h2><p>It skims the whole film first, then asks for'
     " close-ups of the seconds that matter. Every thought, every look and every cost appears here while it"
@@ -127,26 +131,25 @@ def build(demo: Demo) -> gr.Blocks:
     models = demo.models.names
     own = demo.models.preset(models[0])
     with gr.Blocks(title="closeup", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
-        gr.HTML(
-            '<header class="cud-header"><h1>closeup</h1><p>Ask a question about a video and see where the agent'
-            " looks.</p></header>"
-        )
+        gr.HTML(HEADER, apply_default_css=False)
+        with gr.Row(elem_classes="cud-examples"):
+            examples = [
+                (gr.Button(KINDS.get(t.kind, t.kind), size="sm", elem_classes="cud-example"), t) for t in demo.examples
+            ]
         with gr.Row(elem_classes="cud-main"):
             with gr.Column(scale=2, min_width=320, elem_classes="cud-controls"):
-                player = gr.HTML(page.player(Session("")), elem_id="cud-player")
-                with gr.Row(elem_classes="cud-examples"):
-                    examples = [
-                        (gr.Button(KINDS.get(t.kind, t.kind), size="sm", elem_classes="cud-example"), t)
-                        for t in demo.examples
-                    ]
+                player = gr.HTML(page.player(Session("")), elem_id="cud-player", apply_default_css=False)
                 with gr.Row(elem_classes="cud-sources"):
                     upload = gr.UploadButton(
                         "Upload a video", file_types=["video"], file_count="single", size="sm", elem_id="cud-upload"
                     )
                     pick = gr.Dropdown(
-                        demo.films(),
-                        value=None,
+                        [("Pick a video…", ""), *((name, name) for name in demo.films())],
+                        value="",
                         label="Pick a video",
+                        show_label=False,
+                        container=False,
+                        scale=2,
                         allow_custom_value=bool(demo.settings.allow),
                         elem_id="cud-pick",
                     )
@@ -167,7 +170,7 @@ def build(demo: Demo) -> gr.Blocks:
                 )
                 with gr.Row(elem_classes="cud-actions"):
                     ask = gr.Button("Ask", variant="primary", elem_id="cud-ask")
-                    stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="cud-stop")
+                    stop = gr.Button("Stop", interactive=False, elem_id="cud-stop")
                     retry = gr.Button("Retry", elem_id="cud-retry")
                     clear = gr.Button("Clear", elem_id="cud-clear")
                 with gr.Row(elem_classes="cud-further"):
@@ -183,8 +186,8 @@ def build(demo: Demo) -> gr.Blocks:
                     )
                     memory = gr.Radio(FOLLOW_UPS, value=_memory(demo, models[0]), label="A follow-up keeps")
             with gr.Column(scale=3, min_width=320, elem_classes="cud-stage"):
-                view = gr.HTML(WELCOME, elem_id="cud-view")
-                before = gr.HTML("", elem_id="cud-before")
+                view = gr.HTML(WELCOME, elem_id="cud-view", apply_default_css=False)
+                before = gr.HTML("", elem_id="cud-before", apply_default_css=False)
 
         wishes = [text, options, model, preset, steps, heat, tools, compare, memory]
         shown = [view, before, player, ask, stop, further]
@@ -222,6 +225,8 @@ def build(demo: Demo) -> gr.Blocks:
                         last = now
                     await asyncio.to_thread(run.wait, demo.settings.refresh_seconds)
                 yield [now, earlier, gr.skip(), _can(True), _can(False), _further(demo, session)]
+            except Exception as error:  # drawing failed: the buttons must not stay as they are
+                yield [page.complaint(error), gr.skip(), gr.skip(), _can(True), _can(False), gr.skip()]
             finally:
                 if not run.over:  # the visitor went away
                     run.stop("stopped")
@@ -269,12 +274,12 @@ def build(demo: Demo) -> gr.Blocks:
 
         def on_film(change: Callable[[str, str], object], request: gr.Request, value: str | None) -> list[Any]:
             key = key_of(request)
+            if not value:
+                return [gr.skip()] * 6
             try:
-                if value:
-                    before_film = demo.sessions.get(key).film
-                    film = change(key, value)
-                    if film is before_film:
-                        return [gr.skip()] * 6
+                before_film = demo.sessions.get(key).film
+                if change(key, value) is before_film:
+                    return [gr.skip()] * 6
                 session = demo.sessions.get(key)
                 note = demo.warning(session.film, models[0])
                 shown_note = f'<div class="cu"><p class="cud-note" role="status">{html.escape(note)}</p></div>'
@@ -283,7 +288,7 @@ def build(demo: Demo) -> gr.Blocks:
                 return [page.complaint(error), *([gr.skip()] * 5)]
 
         def on_upload(request: gr.Request, path: str | None) -> list[Any]:
-            return [*on_film(demo.take, request, path), None]
+            return [*on_film(demo.take, request, path), ""]
 
         def on_pick(request: gr.Request, name: str | None) -> list[Any]:
             return on_film(demo.pick, request, name)
@@ -508,18 +513,26 @@ def launch(demo: Demo, *, block: bool = False, quiet: bool = True) -> tuple[gr.B
             mcp_server=False,
             footer_links=[],
             app_kwargs={"middleware": [guard], "docs_url": None, "redoc_url": None, "openapi_url": None},
-            theme=gr.themes.Soft(
+            theme=gr.themes.Default(
                 primary_hue="indigo",
                 neutral_hue="slate",
                 font=["system-ui", "sans-serif"],
                 font_mono=["ui-monospace", "monospace"],
+            ).set(
+                button_border_width="1px",
+                button_secondary_background_fill="*background_fill_primary",
+                button_secondary_background_fill_hover="*background_fill_secondary",
+                button_secondary_border_color="*border_color_primary",
+                button_secondary_border_color_hover="*border_color_primary",
+                button_primary_background_fill="*primary_600",
+                button_primary_background_fill_dark="*primary_600",
             ),
             head=head(),
         )
-    except OSError as error:
+    except OSError:
         raise BadInput(
-            f"the page cannot be served at {settings.host}:{settings.port}: {error}; give another --port, or --port 0"
-            " for any free one"
+            f"the page cannot be served at {settings.host}:{settings.port} (is the port taken?); give another"
+            " --port, or --port 0 for any free one"
         ) from None
     if block:
         blocks.block_thread()
@@ -528,9 +541,11 @@ def launch(demo: Demo, *, block: bool = False, quiet: bool = True) -> tuple[gr.B
 
 def serve(demo: Demo) -> None:
     """Serve until interrupted."""
+    import signal
     import sys
 
     blocks, address = launch(demo)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's stop cleans up like Ctrl+C
     sys.stdout.write(f"closeup demo: {address}  (stop with Ctrl+C)\n")
     if not demo.settings.is_local:
         sys.stdout.write("closeup demo: everyone who can reach this address can ask, upload and watch.\n")

@@ -6,12 +6,13 @@ of Gradio's own file route. What nobody takes is swept.
 Invariants
 1. Nothing outside `incoming` is ever taken, links are never followed, and nothing but plain files.
 2. All files together stay below `max_bytes` once `sweep` or `make_room` has run; a file that is in use is not removed.
-3. `close` removes the whole folder.
+3. `close` removes the whole folder; a demo that was killed leaves its folder to the next one, which removes it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
 import shutil
@@ -24,6 +25,7 @@ from pathlib import Path
 from closeup.app.errors import BadInput
 from closeup.app.settings import MB
 
+PREFIX, LOCK = "closeup-demo-", "lock"
 MAX_NAME = 80
 """Bytes of an upload's name that are kept."""
 
@@ -39,7 +41,10 @@ class Uploads:
     """
 
     def __init__(self, max_bytes: int, max_file: int, keep_seconds: float) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="closeup-demo-")).resolve()
+        _remove_abandoned()
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX)).resolve()
+        self._held = (self.folder / LOCK).open("w")  # the lock ends with the process, however that ends
+        fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self.incoming, self.kept = self.folder / "incoming", self.folder / "kept"
         self.incoming.mkdir(mode=0o700)
         self.kept.mkdir(mode=0o700)
@@ -67,8 +72,9 @@ class Uploads:
             target = self.kept / secrets.token_hex(16) / plain_name(found.name)
             target.parent.mkdir(mode=0o700)
             found.replace(target)
-            with contextlib.suppress(OSError):
-                found.parent.rmdir()  # Gradio's folder for this one file
+            if found.parent != self.incoming:
+                with contextlib.suppress(OSError):
+                    found.parent.rmdir()  # Gradio's folder for this one file
             return target
 
     def give_back(self, path: Path) -> None:
@@ -108,6 +114,7 @@ class Uploads:
 
     def close(self) -> None:
         """Delete everything."""
+        self._held.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _incoming(self, path: str) -> Path:
@@ -121,6 +128,19 @@ class Uploads:
         if not real.is_relative_to(self.incoming) or not stat.S_ISREG(info.st_mode):
             raise fault
         return real
+
+
+def _remove_abandoned() -> None:
+    """Delete the folders of demos that were killed: those of this user whose lock nobody holds."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        try:
+            if folder.is_symlink() or folder.lstat().st_uid != os.getuid():
+                continue
+            with (folder / LOCK).open("r") as held:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # it is held, was made this moment, or is gone
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def plain_name(name: str) -> str:
