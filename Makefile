@@ -1,4 +1,4 @@
-# `make ask` and `make test` work on a fresh machine: each sets up .venv first, once. `make help` lists the rest.
+# `make ask`, `make demo` and `make test` work on a fresh machine: each sets up .venv first, once. `make help` lists the rest.
 VENV ?= .venv
 BIN := $(VENV)/bin
 
@@ -11,16 +11,20 @@ OPTIONS ?= --option 5 --option 1 --option 6 --option 7
 endif
 MODEL ?= tiny
 PYTEST_ARGS ?=
+DEMO_ARGS ?=
 export VENV VIDEO QUESTION MODEL
 
 .DEFAULT_GOAL := help
-.PHONY: help ask test test-slow test-distributed test-gpu setup setup-dev check lint types imports tiny bench-decode bench-tiny readme clean
+.PHONY: help ask demo test test-slow test-distributed test-gpu setup setup-demo setup-dev check lint types imports tiny bench-decode bench-tiny readme clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 ask: setup ## Ask the bundled model about the bundled video, and watch it look
 	@$(BIN)/closeup ask "$$VIDEO" "$$QUESTION" $(OPTIONS) --model "$$MODEL"
+
+demo: setup-demo ## Open the web demo; more flags: make demo DEMO_ARGS="--allow films --port 7861"
+	@$(BIN)/closeup demo --model "$$MODEL" $(DEMO_ARGS)
 
 test: setup-dev ## The default tests (minutes)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
@@ -36,6 +40,9 @@ test-gpu: setup-dev ## What needs a CUDA device
 
 setup: ## Make .venv with closeup and its dependencies
 	@.ci/make-venv base
+
+setup-demo: ## The same, with the web demo
+	@.ci/make-venv demo
 
 setup-dev: ## The same, with what the tests and checks need
 	@.ci/make-venv dev

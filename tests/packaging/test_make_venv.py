@@ -84,7 +84,7 @@ def test_a_failed_installation_leaves_no_stamp_and_says_so(checkout: Path) -> No
 def test_an_unknown_part_is_refused(checkout: Path) -> None:
     done = make_venv(checkout, "everything")
     assert done.returncode == 2
-    assert "'base' or 'dev'" in done.stderr
+    assert "'base', 'demo' or 'dev'" in done.stderr
 
 
 def test_a_finished_part_is_not_installed_again(checkout: Path) -> None:
@@ -101,10 +101,11 @@ def test_a_finished_part_is_not_installed_again(checkout: Path) -> None:
     def count() -> int:
         return len(runs.read_text(encoding="utf-8").splitlines()) if runs.exists() else 0
 
-    for part, expected in [("base", 1), ("base", 1), ("dev", 2), ("dev", 2), ("base", 2)]:
+    parts = [("base", 1), ("base", 1), ("demo", 2), ("base", 2), ("demo", 2), ("dev", 3), ("dev", 3), ("demo", 3)]
+    for part, expected in [*parts, ("base", 3)]:
         done = make_venv(checkout, part)
         assert (done.returncode, count()) == (0, expected), (part, done.stderr)
     with (checkout / "pyproject.toml").open("a", encoding="utf-8") as file:
         file.write("# a change\n")
     assert make_venv(checkout, "base").returncode == 0
-    assert count() == 3
+    assert count() == 4
