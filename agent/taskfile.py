@@ -10,11 +10,13 @@ Invariants
 1. Rows come in the file's order, and a row's place in words ("line 3", "row 3", counted from 1) is the same each time.
 2. A row that cannot be read is yielded as its fault, not dropped; only a file that cannot be read at all raises.
 3. A column that a table holds only for other rows (null) is absent from a row, as it would be in JSON Lines.
+4. Only files and folders are opened: a pipe or a device would be waited for without end.
 """
 
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,12 +58,16 @@ def raw_rows(path: Path, *, what: str = "file", missing: str = "") -> Iterator[R
         TaskError: the file cannot be read at all. MissingExtra: it is a table and `datasets` is not installed.
     """
     try:
-        path.stat()
-        text = "" if is_table(path) else path.read_text(encoding="utf-8")
+        mode = path.stat().st_mode
+        odd = not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+        # utf-8-sig: some editors and spreadsheets begin a file with a byte order mark
+        text = "" if odd or is_table(path) else path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise TaskError(f"no {what} at {path}" + (f"; {missing}" if missing else "")) from None
     except (OSError, ValueError) as error:  # no permission, not UTF-8, no name a file can have
         raise TaskError(f"cannot read the {what} {path}: {error}") from None
+    if odd:
+        raise TaskError(f"the {what} {path} is a pipe or a device; copy what comes out of it to a file and give that")
     if is_table(path):
         yield from _table(path)
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -87,6 +88,7 @@ def convert_file(options: ConvertOptions) -> int:
     for folder in options.videos:
         if not folder.is_dir():
             raise BadInput(f"--videos takes a folder, and {folder} is none; give the folder the videos are in")
+    _check_faults_file(options)
     finder = VideoFinder(tuple(folders), tuple(options.strip), options.keep_missing)
     try:
         with bar("convert", options.limit) as advance:
@@ -102,16 +104,52 @@ def convert_file(options: ConvertOptions) -> int:
         raise BadInput(str(error)) from None
     if options.faults is not None:
         lines = [json.dumps(asdict(fault), ensure_ascii=True) + "\n" for fault in done.faults]
-        try:
-            options.faults.write_text("".join(lines), encoding="utf-8")
-        except OSError as error:
-            raise BadInput(f"cannot write {options.faults}: {error.strerror}; give another file to --faults") from None
+        _write_beside(options.faults, "".join(lines))
     if options.as_json:
         report = {"rows": done.rows, "written": done.written, "faults": done.by_kind, "out": str(options.out)}
         sys.stdout.write(json.dumps(report) + "\n")
     else:
         _print_conversion(done, options)
     return 0 if done.written else NO_ANSWER
+
+
+def _check_faults_file(options: ConvertOptions) -> None:
+    """Refuse a --faults that would take the place of something else, before anything is done. Raises `BadInput`."""
+    faults = options.faults
+    if faults is None:
+        return
+    another = "give another file to --faults"
+    if faults.is_dir():
+        raise BadInput(f"--faults takes a file, {faults} is a folder; {another}, e.g. {faults / 'faults.jsonl'}")
+    if _same(faults, options.source) or (options.source.is_dir() and _inside(faults, options.source)):
+        raise BadInput(f"{faults} is the file to be converted, or part of it; {another}")
+    if _same(faults, options.out):
+        raise BadInput(f"{faults} is also where the tasks go (--out); {another}")
+    if faults.exists() and not faults.is_file():
+        raise BadInput(f"--faults takes a file, {faults} is a device or a pipe; {another}")
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two paths are one file; of files that are not there yet, whether they would be."""
+    if one.exists() and other.exists():
+        return one.samefile(other)
+    return one.resolve() == other.resolve()
+
+
+def _inside(file: Path, folder: Path) -> bool:
+    return file.exists() and file.resolve().is_relative_to(folder.resolve())
+
+
+def _write_beside(file: Path, text: str) -> None:
+    """Write a file that appears whole; what was there stays until then. Raises `BadInput`."""
+    partial = file.with_name(f"{file.name}.{os.getpid()}.part")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(file)
+    except OSError as error:
+        raise BadInput(f"cannot write {file}: {error.strerror}; give another file to --faults") from None
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _print_conversion(done: Conversion, options: ConvertOptions) -> None:

@@ -125,6 +125,8 @@ def convert(
         raise ConvertError(f"--out takes a file, {out} is a folder; give e.g. {out / 'tasks.jsonl'}")
     if out.exists() and source.exists() and out.samefile(source):
         raise ConvertError(f"{out} is the file to be converted; give another one to --out")
+    if out.exists() and source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise ConvertError(f"{out} is part of the dataset to be converted; give another file to --out")
     partial = out.with_name(f"{out.name}.{os.getpid()}.part")
     faults: list[RowReport] = []
     rows = written = 0
@@ -161,7 +163,7 @@ def _outcomes(source: Path, out: Path, layout: str, videos: VideoFinder) -> Iter
             name = str(next((row.fields[key] for key in ("problem_id", "qid", "id") if key in row.fields), ""))
             annotation = LAYOUTS[layout](row.fields)
             task_id = f"{layout}-{annotation.id or f'row{row.number}'}"
-            if task_id in seen:
+            while task_id in seen:  # again and again: a row may have the very id that another one was given
                 task_id += f"-row{row.number}"
             line = _line(annotation, task_id, layout, out, videos)
             task_from_row(line, folder=out.parent, default_id=task_id)

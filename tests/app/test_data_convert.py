@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -65,3 +66,40 @@ def test_bad_input_is_one_sentence(  # type: ignore[no-untyped-def]
 ) -> None:
     ran = cli("data", "convert", source, *args)
     assert ran.code == 2 and says in ran.err and ran.err.count("\n") == 1
+
+
+def test_the_file_of_faults_takes_the_place_of_nothing_else(cli, source: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    before = source.read_bytes()
+    out = tmp_path / "tasks.jsonl"
+    link, hard = tmp_path / "link.json", tmp_path / "hard.json"
+    link.symlink_to(source)
+    hard.hardlink_to(source)
+    args = ("data", "convert", source, "--layout", "love_r1", "--videos", tmp_path / "videos", "--out", out)
+    args += ("--strip", "/data/love", "--faults")
+    for same in (source, link, hard, tmp_path / "videos" / ".." / "love.json"):
+        ran = cli(*args, same)
+        assert ran.code == 2 and "is the file to be converted" in ran.err and "--faults" in ran.err
+        assert source.read_bytes() == before and not out.exists()
+    for there in (False, True):
+        ran = cli(*args, out)
+        assert ran.code == 2 and "is also where the tasks go (--out)" in ran.err
+        assert out.exists() == there
+        out.write_text("kept", encoding="utf-8")
+    assert out.read_text(encoding="utf-8") == "kept"
+    ran = cli(*args, tmp_path / "videos")
+    assert ran.code == 2 and "is a folder" in ran.err
+    ran = cli(*args, tmp_path / "none" / "faults.jsonl")
+    assert ran.code == 2 and "cannot write" in ran.err
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_pipe_is_refused_and_not_waited_for(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    os.mkfifo(tmp_path / "pipe.json")
+    ran = cli("data", "convert", tmp_path / "pipe.json", "--layout", "love_r1", "--out", tmp_path / "tasks.jsonl")
+    assert (
+        ran.code == 2
+        and "closeup: the annotation file" in ran.err
+        and "pipe.json is a pipe or a device; copy what comes out of it to a file" in ran.err
+    )
+    assert cli("data", "validate", tmp_path / "pipe.json").code == 2
+    assert not list(tmp_path.glob("tasks*"))

@@ -170,6 +170,27 @@ def test_what_cannot_begin_is_refused(folder: Path) -> None:
         convert(folder / "gone.json", folder / "out.jsonl", layout="video_r1", videos=finder)
 
 
+def test_ids_are_unique_whatever_the_rows_call_themselves(folder: Path) -> None:
+    again = [ROW | {"problem_id": name} for name in ("a", "a-row3", "a", "a-row3", "a-row3-row4", "a")]
+    assert run(folder, again).written == 6
+    assert len({task.id for task in load_tasks(folder / "tasks.jsonl")}) == 6
+
+
+@pytest.mark.parametrize("name", ["in.json", "in.jsonl"])
+def test_a_byte_order_mark_is_no_part_of_the_first_row(folder: Path, name: str) -> None:
+    text = json.dumps([ROW, ROW]) if name == "in.json" else f"{json.dumps(ROW)}\n{json.dumps(ROW)}\n"
+    done = run(folder, "\ufeff" + text, name=name)
+    assert (done.written, done.faults) == (2, ())
+
+
+def test_a_part_of_the_source_is_no_place_for_the_tasks(folder: Path) -> None:
+    (folder / "set").mkdir()
+    (folder / "set" / "a.parquet").write_bytes(b"rows")
+    with pytest.raises(ConvertError, match="part of the dataset to be converted"):
+        convert(folder / "set", folder / "set" / "a.parquet", layout="video_r1", videos=VideoFinder([folder]))
+    assert (folder / "set" / "a.parquet").read_bytes() == b"rows"
+
+
 def test_only_the_first_rows(folder: Path) -> None:
     (folder / "in.json").write_text(json.dumps([ROW] * 5), encoding="utf-8")
     seen: list[int] = []
