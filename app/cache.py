@@ -124,7 +124,8 @@ def _fill(
                 else:
                     clips.append(clip)
         for clip in clips:
-            if clip.key in seen:
+            place = f"{start.videos[clip.video].path}:{clip.key}"  # two large files may share an identity
+            if place in seen:
                 continue
             shown = adapter.encode([Message.of("user", clip)], start.videos, add_generation_prompt=False)
             (item,) = shown.media
@@ -135,7 +136,7 @@ def _fill(
                 with torch.no_grad():
                     store.features([item], _giving(pixels))
                 done.encoded += 1
-            seen.add(clip.key)
+            seen.add(place)
     except CacheFull as error:
         done.full = str(error)
     except CacheError:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from closeup.agent.task import Task
+from closeup.tools.video import Video
 
 os.environ.setdefault(
     "OMP_WAIT_POLICY", "PASSIVE"
@@ -64,6 +65,29 @@ def make_video(tmp_path_factory: pytest.TempPathFactory) -> MakeVideo:
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def twins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two videos of 40 s that are red and blue from 7.5 s to 11.5 s and equal otherwise: they share an identity.
+
+    Uncompressed, since what lies between the three sampled blocks of 1 MiB must differ and no other byte may.
+    """
+    folder = tmp_path_factory.mktemp("twins")
+    made = []
+    for name, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
+        made.append(folder / f"{name}.avi")
+        with av.open(str(made[-1]), "w") as container:
+            stream = container.add_stream("rawvideo", rate=10)
+            stream.width, stream.height, stream.pix_fmt = 128, 128, "yuv420p"
+            for index in range(400):
+                picture = np.full((128, 128, 3), colour if 75 <= index < 115 else 40, np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode(None))
+    red, blue = made
+    with Video(red) as one, Video(blue) as other:
+        assert one.identity == other.identity and red.read_bytes() != blue.read_bytes()
+    return red, blue
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,9 @@ Two kinds of entries in one bounded folder (`diskstore.py`):
 
 - `features/MAKER/PP/PIXELS.safetensors`: the features of a clip, by the digest of its very pixels and by their maker,
   that is, everything that turns pixels into features (`Maker`);
-- `records/RR/REQUEST.json`: the `ClipRecord` a request became, by everything that turns a request into pixels: the clip
-  (video identity, window, sampling, overlay), the frame size, the decoder with its version and resizer, FFmpeg's
-  libraries, and Pillow where it draws an overlay.
+- `records/RR/REQUEST.json`: the `ClipRecord` a request became, by everything that turns a request into pixels: every
+  byte of the video file (its digest; the identity samples large files), the clip (window, sampling, overlay), the
+  frame size, the decoder with its version and resizer, FFmpeg's libraries, and Pillow where it draws an overlay.
 
 Invariants
 1. What comes out is what was put in for this very key, or `CacheError`: entries are checksummed, and say themselves
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CacheError", "CacheFull", "ClipRecords", "FeatureCache", "Maker", "Summary"]
 
-RECORDS_FORMAT = 1
+RECORDS_FORMAT = 2
 _HEX = frozenset("0123456789abcdef")
 
 
@@ -257,6 +257,7 @@ def _request(clip: Clip, video: Video, size: tuple[int, int]) -> dict[str, Any] 
     libraries: Mapping[str, tuple[int, ...]] = av.library_versions
     request: dict[str, Any] = {
         "format": RECORDS_FORMAT,
+        "content": video.content_digest(),
         "clip": clip.model_dump(mode="json"),
         "size": list(size),
         "decoder": [decoder.name, decoder.version, decoder.resizer],

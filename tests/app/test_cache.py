@@ -8,14 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from closeup.agent.episode import run_episodes
+from closeup.agent.messages import Message
+from closeup.agent.models.featurecache import FeatureCache
+from closeup.agent.models.load import load_adapter
+from closeup.agent.models.media import MediaStore
 from closeup.agent.policies.base import Sampling
 from closeup.agent.policies.transformers_policy import TransformersPolicy
 from closeup.agent.preset import get_preset
 from closeup.agent.task import load_tasks
 from closeup.agent.trajectory import Trajectory
 from closeup.app.cache import default_folder, size_text
+from closeup.tools.video import clear_caches
 from closeup.tools.video.reader import Video
 
 
@@ -99,6 +105,35 @@ def test_what_cannot_be_had_is_named(cli: Any, tasks: Path) -> None:
     assert "2 tasks: 1 clips encoded, 0 there already, 2 failed" in ran.out
     short = cli("cache", "build", tasks, "--dir", tasks.parent / "kept", "--evidence", "--show", "1")
     assert "… and 1 more" in short.out
+
+
+def test_videos_that_share_an_identity_do_not_share_features(
+    cli: Any, twins: tuple[Path, Path], tmp_path: Path
+) -> None:
+    rows = [
+        {"id": path.stem, "video": str(path), "question": "Which colour?", "options": ["red", "blue"], "answer": "red"}
+        for path in twins
+    ]
+    (tmp_path / "tasks.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    first = built(cli, tmp_path / "tasks.jsonl")
+    assert (first["encoded"], first["present"], first["failed"]) == (2, 0, [])
+    clear_caches()  # another process comes
+    assert [built(cli, tmp_path / "tasks.jsonl")[key] for key in ("encoded", "present")] == [0, 2]
+    cache = FeatureCache(tmp_path / "kept")
+    adapter = load_adapter("tiny", device="cpu")
+    adapter.records = cache
+    found = []
+    for path in twins:
+        with Video(path) as video:
+            clip = get_preset("tiny").overview.clip(video.identity, video.duration)
+            shown = adapter.encode([Message.of("user", clip)], {video.identity: video})
+            assert not shown.frames, "the overview is known"
+            with torch.no_grad():
+                (kept,) = MediaStore(adapter, max_bytes=0, disk=cache).features(shown.media, lambda m: pytest.fail("m"))
+                (fresh,) = adapter.encode_clips([adapter.frames(shown.media[0], {video.identity: video})])
+            torch.testing.assert_close(kept, fresh, rtol=1e-4, atol=1e-4)
+            found.append(kept)
+    assert not torch.allclose(*found, atol=1e-2)
 
 
 def test_a_full_cache_ends_the_build_and_loses_nothing(cli: Any, tasks: Path) -> None:

@@ -31,11 +31,11 @@ V = TypeVar("V")
 class FrameKey(NamedTuple):
     """Everything that makes a frame's pixels: two equal keys mean equal pixels.
 
-    `video` is the content identity, `stream` the stream's index, `pts` the presentation time in ticks, `backend` the
-    decoder's name and version, `size` = (height, width) in pixels, `overlay` the drawing on top.
+    `video` names the content (`Probe.content`), `stream` the stream's index, `pts` the presentation time in ticks,
+    `backend` the decoder's name and version, `size` = (height, width) in pixels, `overlay` the drawing on top.
     """
 
-    video: str
+    video: Hashable
     stream: int
     pts: int
     backend: str

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-from closeup.tools.video.localfile import FileStamp
+from closeup.tools.video.localfile import WHOLE, FileStamp
 from closeup.tools.video.orientation import Orientation
 
 FOREVER = 1e12  # seconds; times beyond it count as this far, so that ticks stay whole numbers
@@ -57,6 +57,14 @@ class Probe:
     def duration(self) -> float:
         """Seconds from time zero to the end of the last frame."""
         return float((self.end - self.start) * self.time_base)
+
+    @property
+    def content(self) -> tuple[str, FileStamp | None]:
+        """Names the file's bytes within this process.
+
+        The identity where it covers every byte; for a larger file, whose identity samples, also which file it is.
+        """
+        return self.identity, None if self.stamp.size <= WHOLE else self.stamp
 
     @property
     def droppable(self) -> bool:

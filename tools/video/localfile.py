@@ -7,6 +7,8 @@ that a playlist cannot make it read another file.
 
 Invariants
 1. `content_identity` reads at most 3 MiB whatever the file's size; it depends on the bytes only, not on name or date.
+   It covers every byte of a file of at most `WHOLE` bytes; two larger files may share one, so it never decides alone
+   whose pixels something is (`Probe.content` in this process, `content_digest` beyond it).
 2. Two `FileStamp`s are equal only while the file has not been replaced or rewritten in between (as far as its size,
    inode and modification time tell).
 """
@@ -23,6 +25,7 @@ from pathlib import Path
 from closeup.tools.video.errors import EmptyFile, FileChanged, NotAFile, VideoError, VideoNotFound
 
 BLOCK = 1 << 20  # bytes read at the head, the middle and the tail for the content identity
+WHOLE = 3 * BLOCK  # bytes up to which a file is read whole for its content identity
 _ADDRESS = re.compile(
     r"[a-zA-Z][a-zA-Z0-9+.\-]*://|(?:https?|ftps?|rtsp|rtmp|s3|gs):/"
 )  # `Path` makes one slash of two
@@ -89,13 +92,25 @@ def content_identity(path: str, size: int) -> str:
     """
     digest = hashlib.sha256(f"closeup-video-1:{size}:".encode())
     with Path(path).open("rb") as file:
-        if size <= 3 * BLOCK:
+        if size <= WHOLE:
             digest.update(file.read())
         else:
             for offset in (0, (size - BLOCK) // 2, size - BLOCK):
                 file.seek(offset)
                 digest.update(file.read(BLOCK))
     return digest.hexdigest()[:32]
+
+
+def content_digest(expected: FileStamp) -> str:
+    """64 hexadecimal digits: SHA-256 over every byte of the file, which is read from end to end.
+
+    Raises `FileChanged` (or what `stamp` raises) unless the file is the one that was stamped, before and after.
+    """
+    verify(expected)
+    with Path(expected.path).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    verify(expected)
+    return digest
 
 
 def _kind(mode: int) -> str | None:

@@ -26,7 +26,7 @@ from closeup.tools.video.clip import Clip
 from closeup.tools.video.facts import Probe
 from closeup.tools.video.frames import Frames
 from closeup.tools.video.index import StreamIndex
-from closeup.tools.video.localfile import stamp, verify
+from closeup.tools.video.localfile import content_digest, stamp, verify
 from closeup.tools.video.overlay import draw
 
 MAX_THREADS = 64
@@ -66,6 +66,21 @@ class Video:
     def identity(self) -> str:
         """32 hexadecimal digits naming the content (see `localfile.content_identity`)."""
         return self._probe.identity
+
+    def content_digest(self) -> str:
+        """64 hexadecimal digits of SHA-256 over every byte of the file: what names the content beyond all doubt.
+
+        Read from end to end once per process and version of the file (about a second per gigabyte), then remembered.
+        Raises `FileChanged` when the file is no longer the one that was opened.
+        """
+        expected = self._probe.stamp
+        verify(expected)
+        # The time of the last change tells also a file whose bytes were replaced and whose date was put back.
+        key = ("digest", expected, Path(expected.path).stat().st_ctime_ns)
+        with cache.turns.take(key):
+            found = cache.knowledge.setdefault(key, lambda: content_digest(expected), lambda _: 1024)
+        assert isinstance(found, str)
+        return found
 
     @property
     def duration(self) -> float:
@@ -160,7 +175,7 @@ class Video:
 
         def key(pts: int) -> cache.FrameKey:
             made_by = f"{backend.name}-{backend.version}"
-            return cache.FrameKey(probe.identity, probe.stream, pts, made_by, backend.resizer, size, overlay)
+            return cache.FrameKey(probe.content, probe.stream, pts, made_by, backend.resizer, size, overlay)
 
         def recall(ticks: Sequence[int]) -> tuple[int, ...]:
             """Put what the stores hold; return the ticks that are left."""
@@ -186,7 +201,7 @@ class Video:
                     put(shot.tick, shot.pts, picture)
                     picture.flags.writeable = False
                     cache.frames.put(key(shot.pts), picture, picture.nbytes)
-            cache.knowledge.put(("index", probe.identity, probe.stream), index, index.nbytes)
+            cache.knowledge.put(("index", probe.content, probe.stream), index, index.nbytes)
         bad = index.add_bad(set())
         return Frames(pixels, shown, np.array(times, dtype=np.float64), bad, self.backend, mode)
 
@@ -224,7 +239,7 @@ def probe(path: str | os.PathLike[str]) -> Probe:
 
 
 def _index(facts: Probe) -> StreamIndex:
-    key = ("index", facts.identity, facts.stream)
+    key = ("index", facts.content, facts.stream)
     index = cache.knowledge.setdefault(key, lambda: StreamIndex(facts.bad), lambda _: 1024)
     assert isinstance(index, StreamIndex)
     return index

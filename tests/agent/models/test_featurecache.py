@@ -212,6 +212,23 @@ def test_a_request_is_remembered_by_all_that_makes_its_pixels(
         assert cache.find(record.clip, video, (56, 56)) is None
 
 
+def test_videos_that_share_an_identity_have_records_of_their_own(
+    cache: FeatureCache, twins: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with Video(twins[0]) as red, Video(twins[1]) as blue:
+        assert clip_of(red) == clip_of(blue)
+        cache.remember(record_of(red), red)
+        assert cache.find(clip_of(blue), blue, (56, 56)) is None
+        cache.remember(record_of(blue, digest=OTHER), blue)
+        found = [cache.find(clip_of(video), video, (56, 56)) for video in (red, blue)]
+        assert [record.digest for record in found if record is not None] == [PIXELS, OTHER]
+    copy = tmp_path / "elsewhere.avi"
+    shutil.copy(twins[1], copy)
+    with Video(copy) as same:
+        known = cache.find(clip_of(same), same, (56, 56))
+        assert known is not None and known.digest == OTHER
+
+
 def test_an_overlay_depends_on_pillow(cache: FeatureCache, make_video: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with Video(make_video()) as video:
         record = record_of(video, overlay="seconds")

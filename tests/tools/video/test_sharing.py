@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import random
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from closeup.tools.video import Clip, Video, cache_stats, clear_caches, set_cache_limits
+from closeup.tools.video import Clip, FileChanged, Video, cache_stats, clear_caches, localfile, reader, set_cache_limits
 from closeup.tools.video.backends._pyav import PyAV
 from closeup.tools.video.cache import Store
 
@@ -160,6 +161,50 @@ def test_different_sizes_overlays_and_contents_do_not_mix(barcode_mp4: Path, tmp
     path.write_bytes(barcode_mp4.read_bytes()[:-1] + b"\0")
     with Video(path) as video:
         assert video.identity != identity
+
+
+def test_files_that_share_an_identity_share_nothing_else(twins: tuple[Path, Path]) -> None:
+    def mean_colour(path: Path) -> Any:
+        with Video(path) as video:
+            return video.frames([8.0, 9.0], (16, 16)).pixels.reshape(-1, 3).mean(0)
+
+    red, blue = map(mean_colour, twins)
+    assert red[0] > 200 > 50 > red[2] and blue[2] > 200 > 50 > blue[0]
+
+
+def test_a_copy_of_a_small_file_shares_its_frames(barcode_mp4: Path, tmp_path: Path) -> None:
+    """Its identity covers every byte, so equal ones mean equal pixels."""
+    copy = tmp_path / "renamed.mp4"
+    copy.write_bytes(barcode_mp4.read_bytes())
+    with Video(barcode_mp4) as one, Video(copy) as other:
+        assert (one.frames([1.0]).pixels == other.frames([1.0]).pixels).all()
+    assert cache_stats()["frames"].hits == 1
+
+
+def test_the_content_digest_covers_every_byte_and_reads_a_file_once(
+    twins: tuple[Path, Path], barcode_mp4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    digest = localfile.content_digest
+    monkeypatch.setattr(reader, "content_digest", lambda stamp: read.append(stamp.path) or digest(stamp))
+    with Video(twins[0]) as red, Video(twins[1]) as blue:
+        with ThreadPoolExecutor(4) as pool:
+            found = set(pool.map(lambda _: red.content_digest(), range(4)))
+        assert found == {hashlib.sha256(twins[0].read_bytes()).hexdigest()} and blue.content_digest() not in found
+    with Video(twins[0]) as again:
+        assert {again.content_digest()} == found
+    assert read == list(map(str, twins))
+    path = tmp_path / "film.mp4"
+    path.write_bytes(barcode_mp4.read_bytes())
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    with Video(path) as video:
+        before = video.content_digest()
+        path.write_bytes(barcode_mp4.read_bytes()[:-1] + b"\0")
+        os.utime(path, ns=times)  # whoever rewrites a file and puts its date back cannot put back when that happened
+        assert video.content_digest() != before
+        path.write_bytes(b"other")
+        with pytest.raises(FileChanged):
+            video.content_digest()
 
 
 def test_limits_hold_and_zero_keeps_nothing(barcode_mp4: Path, limits: Any) -> None:

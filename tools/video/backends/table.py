@@ -74,7 +74,7 @@ def frame_table(probe: Probe, backend: str, refusals: Refusals) -> FrameTable:
     Raises:
         UnsupportedByBackend: the packets do not say which frames are shown and when.
     """
-    key = ("table", probe.identity, probe.stream)
+    key = ("table", probe.content, probe.stream)
     table = cache.knowledge.get(key)
     if not isinstance(table, FrameTable):
         table = _read(probe, backend)
