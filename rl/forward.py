@@ -132,7 +132,8 @@ class TreeForward:
             spoken = np.unique(sources[(sources >= trunk.start) & (sources < trunk.end)])  # the few states that predict
             roots = [tensor for layer in sorted(kept) for tensor in kept[layer]]
             roots.append(hidden[self._long(spoken - trunk.start)])
-            leaves = [_wide(root.detach()).requires_grad_() for root in roots]
+            # with adapters the first layer's keys or values may hang on nothing that is trained: they want no gradient
+            leaves = [_wide(root.detach()).requires_grad_(root.requires_grad) for root in roots]
             for begin, end, segments in (*branches, (trunk.end, trunk.end, ())):
                 mine = self._rows_through(tree, trunk, begin, end)
                 if not len(mine):

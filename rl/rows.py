@@ -101,6 +101,7 @@ def _row(
     ids: list[int] = []
     media: list[Media] = []
     spans: list[Span] = []
+    seen = 0  # clips up to the end of the last span
     for index in path:
         step = trajectory.steps[index]
         if step.finish in ("error", "cancelled"):
@@ -119,9 +120,10 @@ def _row(
         if step.ids and index not in taken:
             known = None if step.logprobs is None else np.array(step.logprobs, dtype=np.float32)
             spans.append(Span(index, begin, length, known))
+            seen = len(media)
     if not spans:
         return None
-    ids = ids[: spans[-1].end]
+    ids, media = ids[: spans[-1].end], media[:seen]  # a last message may be empty
     try:
         positions = adapter.positions(ids, media)
     except ValueError as error:

@@ -110,6 +110,25 @@ def test_long_rows_are_cut_after_whole_messages(group: Any) -> None:
         assert pads == sum(m.record.tokens for m in row.media)
 
 
+def test_an_empty_last_message_takes_its_clips_along(group: Any) -> None:
+    """A policy may end at once (text "", finish "length"): no ids to learn, and what was shown before them is cut."""
+    policy, trajectories = group
+    looked = next(
+        t for t in trajectories if any(message.clips for message in t.steps[-1].messages) and len(t.steps) > 1
+    )
+    nothing = {"text": "", "ids": (), "logprobs": (), "finish": "length"}
+    ended = looked.model_copy(update={"steps": (*looked.steps[:-1], looked.steps[-1].model_copy(update=nothing))})
+    shorter = looked.model_copy(update={"steps": looked.steps[:-1]})
+    (row,), (wanted,) = rows_of(ended, policy.adapter), rows_of(shorter, policy.adapter)
+    assert [span.step for span in row.spans] == list(range(len(shorter.steps)))
+    assert (row.ids == wanted.ids).all() and (row.positions == wanted.positions).all()
+    assert row.media == wanted.media and len(row.media) < len(rows_of(looked, policy.adapter)[0].media)
+    bare = {"prompt_ids": None, "ids": None, "logprobs": None}
+    untold = ended.model_copy(update={"steps": tuple(s.model_copy(update=bare) for s in ended.steps)})
+    (rendered,) = rows_of(with_ids(untold, policy.adapter), policy.adapter)
+    assert len(rendered.media) == len(wanted.media)
+
+
 def test_a_clip_without_a_record_is_named(group: Any) -> None:
     policy, trajectories = group
     with pytest.raises(RowError, match="no record"):

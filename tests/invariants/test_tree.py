@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from closeup.agent.models import attention
 from closeup.agent.models.load import load_adapter
 from closeup.agent.models.testing import SyntheticVideo, write_random_checkpoint
 from closeup.rl import tree as tree_module
+from closeup.rl.config import Lora
 from closeup.rl.forward import TreeForward
 from closeup.rl.rows import Row, Span
+from closeup.rl.trainable import trainable_model
 from closeup.rl.tree import build_tree
 from closeup.tools.video.clip import Clip
 
@@ -251,7 +254,92 @@ def test_in_single_precision(folder, shape):
         assert worst(found, expected) <= 1e-5
 
 
+# ---- adapters ------------------------------------------------------------------------------------------------------
+
+
+def adapters_gradients(adapter, tree, features, weights, *, two_phase):
+    loss = TreeForward(adapter, temperature=TEMPERATURE).backward(
+        tree, features, lambda logprobs, index: (logprobs * weights[index]).sum(), two_phase=two_phase
+    )
+    return loss, gradients(adapter.model)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    ["q|k|v|o|gate|up|down", "q|v", "k", "gate|up|down"],
+    ids=["all", "layer 0 trains no key", "layer 0 trains no value", "layer 0 trains neither"],
+)
+def test_two_phase_with_adapters(folder, layers):
+    """What of the first layer's keys and values no adapter makes hangs on nothing, and needs no gradient."""
+    pytest.importorskip("peft", reason="the train extra is not installed")
+    adapter = load_adapter(folder, device="cpu")
+    adapter.model.double()
+    rows = growing(adapter)
+    tree = build_tree(rows, adapter)
+    weights = weights_for(tree)
+    with torch.no_grad():
+        features = adapter.encode_clips([pixels_of(adapter, item) for item in tree.media])
+    lora = Lora(r=4, target_modules=rf".*language_model\..*({layers})_proj")
+    model = trainable_model(adapter, SimpleNamespace(train_vision=False, lora=lora))
+    for name, value in model.named_parameters():
+        if "lora_B" in name:  # zero at first, which would hide what flows into the A's
+            torch.nn.init.normal_(value, std=0.1, generator=torch.Generator().manual_seed(len(name)))
+    loss, expected = adapters_gradients(adapter, tree, features, weights, two_phase=False)
+    ours, found = adapters_gradients(adapter, tree, features, weights, two_phase=True)
+    assert expected and all("lora" in name for name in expected)
+    assert min(float(value.abs().max()) for value in expected.values()) > 1e-9
+    assert abs(float(ours - loss)) <= 1e-9 * abs(float(loss))
+    assert worst(found, expected) <= 1e-6
+
+
+# ---- half precision ------------------------------------------------------------------------------------------------
+
+
+def apart(found, expected):
+    """Largest distance of a tensor from its counterpart, relative to that one's length: rounding averages out in it."""
+    assert set(found) == set(expected)
+    return max(
+        float((found[name].double() - expected[name].double()).norm() / expected[name].double().norm())
+        for name in expected
+        if float(expected[name].abs().max()) > 1e-9
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "core"),
+    [
+        ("growing", "segment"),
+        pytest.param("growing", "dense", marks=pytest.mark.slow),
+        pytest.param("growing", "split", marks=pytest.mark.slow),
+        pytest.param("rebuilt", "segment", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("kind", ["weights", "autocast"])
+def test_in_bfloat16(folder, monkeypatch, shape, core, kind):
+    """As near to the rows as bfloat16 allows, and no further from the exact gradients than those are."""
+    adapter = load_adapter(folder, device="cpu", dtype="float32")
+    rows = SHAPES[shape](adapter)
+    tree = build_tree(rows, adapter)
+    weights = weights_for(tree)
+    _, exact = by_rows(adapter, rows, weights)
+    if kind == "weights":
+        adapter.model.bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=kind == "autocast"):
+        loss, expected = by_rows(adapter, rows, weights)
+        for two_phase in (False, True):
+            ours, found = by_tree(adapter, tree, weights, core=core, two_phase=two_phase)
+            assert abs(float(ours - loss)) <= 0.02 * abs(float(loss))
+            assert apart(found, expected) <= 0.06
+            assert apart(found, exact) <= 1.25 * apart(expected, exact)
+        monkeypatch.setitem(attention._CORES, core, causal)
+        assert apart(by_tree(adapter, tree, weights, core=core)[1], expected) > 0.5  # the bounds above can fail
+
+
 # ---- controls: each of these must break the equality ---------------------------------------------------------------
+
+
+def causal(plan, query, key, value, scaling):
+    return attention._sdpa(query, key, value, scaling, causal=True)
 
 
 def broken(adapter, oracle, shape, tree=None):
@@ -261,11 +349,23 @@ def broken(adapter, oracle, shape, tree=None):
 
 
 def test_control_a_plain_causal_mask(adapter, oracle, monkeypatch):
-    def causal(plan, query, key, value, scaling):
-        return attention._sdpa(query, key, value, scaling, causal=True)
-
     monkeypatch.setitem(attention._CORES, "segment", causal)
     assert broken(adapter, oracle, "growing") > 1e-3
+
+
+@pytest.mark.parametrize("two_phase", [False, True], ids=["packed", "two-phase"])
+@pytest.mark.parametrize("order", [(0, 1, 3, 2), (2, 3, 0, 1)], ids=["within a group", "across groups"])
+def test_control_permuted_heads(adapter, oracle, monkeypatch, order, two_phase):
+    """Query heads in another order; within a group they share keys and values, and it shows all the same."""
+    original = attention._CORES["segment"]
+
+    def permuted(plan, query, key, value, scaling):
+        return original(plan, query[:, list(order)], key, value, scaling)
+
+    _, tree, weights, _, expected = oracle["growing"]
+    assert adapter.text_config.num_attention_heads == len(order)
+    monkeypatch.setitem(attention._CORES, "segment", permuted)
+    assert worst(by_tree(adapter, tree, weights, two_phase=two_phase)[1], expected) > 1e-3
 
 
 @pytest.mark.parametrize("shape", ["growing", "rebuilt"])
