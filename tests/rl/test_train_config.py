@@ -57,7 +57,7 @@ def test_the_papers_numbers() -> None:
     """seeds.md, sections 1.4 and 2.2."""
     love = load_config(GRPOConfig, CONFIGS / "love_r1_grpo.yaml")
     assert (love.learning_rate, love.num_generations, love.beta, love.weight_decay) == (1e-6, 8, 0, 0.01)
-    assert (love.max_completion_length, love.temperature, love.epsilon, love.loss_type) == (512, 0.9, 0.2, "bnpo")
+    assert (love.max_completion_length, love.temperature, love.epsilon, love.loss_type) == (512, 0.9, 0.2, "grpo")
     chains = load_config(SFTConfig, CONFIGS / "love_r1_sft.yaml")
     assert (chains.learning_rate, chains.num_train_epochs, chains.warmup_steps) == (1e-5, 2, 0.05)
     assert (chains.gradient_accumulation_steps, chains.max_grad_norm, chains.max_length) == (16, 5, 20_500)
