@@ -62,6 +62,7 @@ SETTINGS: dict[str, Any] = {
     "loss_type": "grpo",
     "per_device_train_batch_size": 8,
     "num_generations": 8,
+    "rollout_cohorts": 1,
     "temperature": 0.9,
     "save_steps": 25,
     "save_total_limit": 1,

@@ -1,7 +1,8 @@
 """Settings of a training run: what `closeup train` reads from a YAML file, checked before anything is loaded.
 
 Names are those of TRL's `GRPOConfig` and of `TrainingArguments` where the meaning is the same. A name that is not here
-is refused: no setting is accepted and ignored (a test runs a training and sees every field being read).
+is refused: no setting is accepted and ignored (a test runs a training and sees every field being read). So is one that
+is given where another setting leaves it without effect; null and false count as not given.
 
 Departures from TRL, each because the unit of work is a group's tree, not a row:
 - `per_device_train_batch_size` counts groups (SFT: trees) per process and micro-step;
@@ -13,13 +14,25 @@ Reading files and command lines is `closeup.rl.configfile`.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+import re
+from typing import Any, ClassVar, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+import numpy as np
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from closeup.agent.models.attention import Core
-from closeup.rl.advantages import ESTIMATORS, options_of
-from closeup.rl.data.needles import EVALUATION_SEEDS
+from closeup.rl.advantages import ESTIMATORS, estimate, options_of
+from closeup.rl.credit import GroupRewards
+from closeup.rl.data.needles import EVALUATION_SEEDS, plan
 from closeup.rl.losses import PolicyLossSettings
 from closeup.rl.returns import ScaleRewards
 from closeup.rl.reward_config import REWARD_PRESETS, RewardConfig, get_reward_config
@@ -29,6 +42,12 @@ Report = Literal["trackio", "tensorboard", "wandb"]
 
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def _idle(self, why: str, *names: str) -> None:
+        """Raise `ValueError` when one of these settings was given, which have no effect because of `why`."""
+        for name in names:
+            if name in self.model_fields_set and getattr(self, name) not in (None, False):
+                raise ValueError(f"{name} has no effect {why}")
 
 
 class Needles(_Settings):
@@ -42,6 +61,12 @@ class Needles(_Settings):
     count: int = Field(ge=1, le=100_000)
     seed: int = Field(ge=0)
     seconds: tuple[float, float] = (16, 120)
+
+    @field_validator("seconds")
+    @classmethod
+    def _possible(cls, value: tuple[float, float]) -> tuple[float, float]:
+        plan(0, 0, value)  # raises in the words of the generator
+        return value
 
 
 class TaskSource(_Settings):
@@ -80,6 +105,8 @@ class Evaluation(_Settings):
 
     @model_validator(mode="after")
     def _unseen(self) -> Evaluation:
+        if not (self.at_start or self.at_end or self.steps):
+            raise ValueError("it would never be run: switch on at_start or at_end, give steps, or leave evaluation out")
         needles = self.tasks.needles
         if needles is not None and needles.seed < EVALUATION_SEEDS:
             raise ValueError(
@@ -100,6 +127,15 @@ class Lora(_Settings):
     r: int = Field(16, ge=1)
     lora_alpha: int = Field(32, ge=1)
     target_modules: str = r".*language_model\..*(q|k|v|o|gate|up|down)_proj"
+
+    @field_validator("target_modules")
+    @classmethod
+    def _readable(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"no regular expression: {error}") from None
+        return value
 
 
 class TrainConfig(_Settings):
@@ -177,8 +213,28 @@ class TrainConfig(_Settings):
     )
     """Settings that a resumed run may change: they do not touch what is learnt."""
 
+    @field_validator("hub_model_id")
+    @classmethod
+    def _repository(cls, value: str | None) -> str | None:
+        if value is not None:
+            from huggingface_hub.utils import validate_repo_id
+
+            validate_repo_id(value)  # its error is a ValueError
+        return value
+
     @model_validator(mode="after")
     def _together(self) -> TrainConfig:
+        if not self.push_to_hub:
+            self._idle("without push_to_hub: true", "hub_model_id", "hub_private_repo")
+        if not self.report_to:
+            self._idle("without report_to: it is the run's name in trackers", "run_name")
+        if not self.save_steps:
+            self._idle("with save_steps: 0, which writes no checkpoints", "save_total_limit")
+        if self.train_vision:
+            why = "with train_vision: the features of a tower that is trained are never kept"
+            self._idle(why, "feature_cache_dir", "feature_cache_bytes")
+        if self.lr_scheduler_type == "constant" and self.warmup_steps:
+            self._idle("with lr_scheduler_type: constant; constant_with_warmup has one", "warmup_steps")
         if self.push_to_hub and self.hub_model_id is None:
             raise ValueError("push_to_hub needs hub_model_id, the repository's name: ORG/NAME")
         if self.lora is not None and self.train_vision:
@@ -196,6 +252,8 @@ class GRPOConfig(TrainConfig, PolicyLossSettings):
         tasks: what to train on. shuffle_dataset: in an order drawn anew for every epoch.
         num_generations: G, rollouts of each task. temperature: of the sampling, and of all log-probabilities.
         max_completion_length: tokens of one message; default: the preset's. max_live: episodes that run together.
+        rollout_cohorts: they run in so many cohorts: while one is generated for, the others' tools run and their
+            frames are decoded. 1 generates in the largest batches, which is faster where videos are small.
         steps_per_generation: micro-steps that the rollouts of one generation are divided over; default: one update's.
         num_iterations: mu, how often each rollout is trained on.
         rewards: streams with weights (`closeup.rl.reward_config`), or the name of a preset of them.
@@ -217,6 +275,7 @@ class GRPOConfig(TrainConfig, PolicyLossSettings):
     temperature: float = Field(1.0, gt=0)
     max_completion_length: int | None = Field(None, ge=1)
     max_live: int = Field(64, ge=1)
+    rollout_cohorts: int = Field(2, ge=1)
     steps_per_generation: int | None = Field(None, ge=1)
     num_iterations: int = Field(1, ge=1)
     rewards: RewardConfig = REWARD_PRESETS["default"]
@@ -236,6 +295,20 @@ class GRPOConfig(TrainConfig, PolicyLossSettings):
     @classmethod
     def _named(cls, value: Any) -> Any:
         return get_reward_config(value) if isinstance(value, str) else value
+
+    @field_validator("advantage_options")
+    @classmethod
+    def _typed(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        """The options as the estimator's annotations have them."""
+        hints = get_type_hints(ESTIMATORS[info.data["advantage"]]) if info.data.get("advantage") in ESTIMATORS else {}
+        options = dict(value)
+        for name in set(value) & set(hints):
+            try:
+                options[name] = TypeAdapter(hints[name]).validate_python(value[name])
+            except ValidationError as error:
+                message = error.errors()[0]["msg"]
+                raise ValueError(f"{name} is {value[name]!r}: {message[0].lower() + message[1:]}") from None
+        return options
 
     @model_validator(mode="after")
     def _grpo(self) -> GRPOConfig:
@@ -264,14 +337,41 @@ class GRPOConfig(TrainConfig, PolicyLossSettings):
             )
         if self.dynamic_sampling is False and "dynamic_sampling_max_tries" in self.model_fields_set:
             raise ValueError("dynamic_sampling_max_tries is for dynamic_sampling: true")
+        if not self.log_completions:
+            self._idle("without log_completions: true", "num_completions_to_print")
+        if not self.beta:
+            self._idle("with beta: 0, which leaves the KL term out", "use_bias_correction_kl")
+        if not self.vllm_importance_sampling_correction:
+            bounds = (f"vllm_importance_sampling_{name}" for name in ("mode", "clip_max", "clip_min"))
+            self._idle("with vllm_importance_sampling_correction: false", *bounds)
+        if self.scale_rewards == "none" and "std_floor" in self.advantage_options:
+            raise ValueError("advantage_options.std_floor has no effect with scale_rewards: none")
         if self.dynamic_sampling and self.advantage == "reinforce_plus_plus":
             raise ValueError(
                 "dynamic_sampling drops groups whose rollouts are all alike; reinforce_plus_plus compares with all of"
                 " the batch and learns from them: switch one of them off"
             )
-        if self.overlength == "mask" and self.max_length is None:
-            raise ValueError("overlength: mask is for episodes longer than max_length; set max_length")
+        if self.max_length is None:
+            self._idle("without max_length: it is for episodes that are longer", "overlength")
+        self._estimate_once()
         return self
+
+    def _estimate_once(self) -> None:
+        """Run the estimator on made-up rewards of these streams: what it refuses is refused before anything is made."""
+        streams = tuple(stream.name for stream in self.rewards.streams)
+        weights = {stream.name: stream.weight for stream in self.rewards.streams if stream.weight != 0}
+        values = np.zeros((len(streams), self.num_generations, 2))
+        values[:, ::2] = 1
+        group = GroupRewards(streams, values, np.ones(values.shape[1:], np.bool_))
+        greedy = [GroupRewards(streams, values[:, :1], group.reached[:1])] if self.advantage == "remax" else None
+        try:
+            (found,) = estimate(self.advantage, [group], weights, greedy=greedy, **self.estimator_options)
+        except (ValueError, TypeError, ArithmeticError) as error:
+            raise ValueError(
+                f"advantage {self.advantage!r} cannot be used with these rewards and advantage_options: {error}"
+            ) from None
+        if not np.isfinite(found).all():
+            raise ValueError(f"advantage_options {self.advantage_options} give advantages that are not finite")
 
     @property
     def micro_steps(self) -> int:

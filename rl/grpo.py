@@ -105,6 +105,7 @@ class GRPOTrainer(TreeTrainer):
             temperature=config.temperature,
             max_completion_length=config.max_completion_length,
             max_live=config.max_live,
+            cohorts=config.rollout_cohorts,
             greedy=config.advantage == "remax",
         )
         self.generation: tuple[int, list[TrainGroup]] | None = None

@@ -78,6 +78,7 @@ class Rollouts:
         temperature: float = 1.0,
         max_completion_length: int | None = None,
         max_live: int = 64,
+        cohorts: int = 1,
         greedy: bool = False,
     ) -> None:
         """Say how.
@@ -85,7 +86,8 @@ class Rollouts:
         Args:
             num_generations: G. rewards, scorers: immediate and late streams.
             temperature: above 0. max_completion_length: tokens of one message; None: the preset's.
-            max_live: episodes that run together. greedy: one more rollout per task at temperature 0 (ReMax).
+            max_live: episodes that run together. cohorts: as `run_episodes`.
+            greedy: one more rollout per task at temperature 0 (ReMax).
 
         Raises:
             ValueError: a temperature that is not above 0.
@@ -93,7 +95,7 @@ class Rollouts:
         if not temperature > 0:
             raise ValueError(f"rollouts are sampled at a temperature above 0, got {temperature}")
         self.policy, self.preset = policy, preset
-        self._count, self._max_live, self._greedy = num_generations, max_live, greedy
+        self._count, self._max_live, self._cohorts, self._greedy = num_generations, max_live, cohorts, greedy
         self._rewards, self._scorers = dict(rewards), tuple(scorers)
         length = max_completion_length or preset.budget.max_new_tokens
         self._sampling = Sampling(temperature=temperature, max_new_tokens=length)
@@ -127,6 +129,7 @@ class Rollouts:
                 sampling=sampling,
                 seed=seed,
                 max_live=self._max_live,
+                cohorts=self._cohorts,
                 on_event=on_event,
             )
             return score_group(done, self._scorers)
