@@ -295,8 +295,7 @@ class Demo:
 
     def draw(self, scene: Scene, prefix: str, *, level: int = 2) -> str:
         """A scene as a fragment whose pictures are on the shelf."""
-        films = tuple(replace(film, path=film.path) for film in scene.films)
-        return self.shelf.shelve(render(replace(scene, films=films), self.pictures, level=level, prefix=prefix))
+        return self.shelf.shelve(render(scene, self.pictures, level=level, prefix=prefix))
 
     def close(self) -> None:
         """Stop every question and delete every upload."""
@@ -434,7 +433,7 @@ def _texts(wish: Wish) -> tuple[str, tuple[str, ...]]:
 def _memory(name: str) -> Memory:
     match name:
         case "conversation" | "clips" | "nothing":
-            return name  # type: ignore[return-value] # mypy does not narrow a str by its value
+            return name
     raise BadInput(f"a follow-up keeps 'conversation', 'clips' or 'nothing', got {name!r}")
 
 

@@ -1,10 +1,10 @@
-"""The demo's page and HTTP API, drawn with Gradio; the only file that imports it.
+"""The demo's page, drawn with Gradio.
 
 The page is one column of controls and one of what happens. What happens is HTML of `closeup.app.html`, drawn again as
-the episode's events arrive; the browser changes only what differs. The API's endpoints call the same methods of `Demo`.
+the episode's events arrive; the browser changes only what differs. The API beside it is `closeup.app.api`.
 
 Invariants
-1. No listener raises: whatever goes wrong becomes a sentence on the page, or a `gr.Error` of one sentence in the API.
+1. No listener raises: whatever goes wrong becomes a sentence on the page.
 2. The page asks no other host for anything: system fonts, no analytics, and `closeup.app.guard` forbids the rest.
 3. Nothing of a visitor lives in the page's Python: listeners find the session by the request's key.
 """
@@ -24,8 +24,9 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from closeup.agent.task import Task
+from closeup.app.api import add_api, key_of
 from closeup.app.asking import Run, sentence
-from closeup.app.demo import Demo, Wish, result
+from closeup.app.demo import Demo, Wish
 from closeup.app.errors import BadInput
 from closeup.app.guard import Guard
 from closeup.app.html import script, style
@@ -46,11 +47,6 @@ FOLLOW_UPS = [
     ("the whole conversation", "conversation"),
     ("nothing", "nothing"),
 ]
-
-
-def key_of(request: gr.Request) -> str:
-    """The session a request belongs to."""
-    return str(request.session_hash or "")
 
 
 class Page:
@@ -130,7 +126,8 @@ def build(demo: Demo) -> gr.Blocks:
     page = Page(demo)
     models = demo.models.names
     own = demo.models.preset(models[0])
-    with gr.Blocks(title="closeup", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
+    with gr.Blocks(title="closeup", analytics_enabled=False) as made:
+        blocks: gr.Blocks = made
         gr.HTML(HEADER, apply_default_css=False)
         with gr.Row(elem_classes="cud-examples"):
             examples = [
@@ -327,8 +324,8 @@ def build(demo: Demo) -> gr.Blocks:
         def on_unload(request: gr.Request) -> None:
             demo.sessions.drop(key_of(request))
 
-        live = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
-        quick = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+        live: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
+        quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
         gr.on([ask.click, text.submit], on_ask, wishes, shown, **live)
         retry.click(on_retry, None, shown, **live)
         further.click(on_further, wishes, [*shown, text, options], **live)
@@ -336,111 +333,14 @@ def build(demo: Demo) -> gr.Blocks:
             button.click(on_example(task), wishes, [*shown, text, options, pick], **live)
         stop.click(on_stop, None, None, **quick)
         clear.click(on_clear, None, [*shown, text, options], **quick)
-        slow = live | {"show_progress": "full", "concurrency_limit": 2}
+        slow: dict[str, Any] = live | {"show_progress": "full", "concurrency_limit": 2}
         upload.upload(on_upload, upload, [*shown, pick], **slow)
         pick.input(on_pick, pick, shown, **quick)
         model.input(on_model, model, [preset, steps, heat, tools, memory], **quick)
         preset.input(on_preset, [model, preset], [steps, heat, tools], **quick)
         blocks.unload(on_unload)
-        _api(demo)
+        add_api(demo)
     return blocks
-
-
-def _api(demo: Demo) -> None:
-    """The HTTP API; see docs/demo.md."""
-
-    async def ask(
-        question: str,
-        video: str | None = None,
-        options: list[str] | None = None,
-        model: str | None = None,
-        preset: str | None = None,
-        max_steps: float | None = None,
-        temperature: float | None = None,
-        tools: list[str] | None = None,
-        compare: bool = False,
-        memory: str | None = None,
-        request: gr.Request = None,  # type: ignore[assignment] # Gradio gives it
-    ) -> AsyncIterator[dict]:  # type: ignore[type-arg] # Gradio reads the annotation
-        """Ask about the session's video, or about `video` (a name of /videos); streams the state, last the answer."""
-        wish = Wish(question, options or (), model, preset, max_steps, temperature, tools, compare, memory)
-        key = key_of(request)
-
-        def begin() -> Run:
-            if video:
-                demo.pick(key, video)
-            return demo.ask(key, wish)
-
-        async for state in _follow(demo, begin):
-            yield state
-
-    async def retry(request: gr.Request = None) -> AsyncIterator[dict]:  # type: ignore[type-arg, assignment]
-        """Ask the session's last question again with another seed; streams like /ask."""
-        key = key_of(request)
-        async for state in _follow(demo, lambda: demo.retry(key)):
-            yield state
-
-    def upload(file: dict, request: gr.Request = None) -> dict:  # type: ignore[type-arg, assignment]
-        """Make an uploaded file (`gradio_client.handle_file`) the session's video."""
-        with _in_sentences():
-            path = file.get("path") if isinstance(file, dict) else None
-            film = demo.take(key_of(request), str(path))
-            return film.record.model_dump(exclude={"path"}) | {"name": film.name}
-        raise AssertionError
-
-    def stop(request: gr.Request = None) -> bool:  # type: ignore[assignment]
-        """Stop the session's question; tells whether one was running."""
-        with _in_sentences():
-            return demo.sessions.get(key_of(request)).stop()
-        raise AssertionError
-
-    def clear(request: gr.Request = None) -> bool:  # type: ignore[assignment]
-        """Forget the session's questions; the video stays."""
-        with _in_sentences():
-            demo.sessions.get(key_of(request)).clear()
-        return True
-
-    def videos() -> list:  # type: ignore[type-arg]
-        """Names of the videos that may be asked about without uploading one."""
-        return demo.films()
-
-    def examples() -> list:  # type: ignore[type-arg]
-        """The bundled examples: video, question, options."""
-        return [{"video": t.videos[0].name, "question": t.question, "options": list(t.options)} for t in demo.examples]
-
-    for endpoint in (ask, retry):
-        gr.api(endpoint, api_name=endpoint.__name__, concurrency_limit=None)
-    gr.api(upload, api_name="upload", concurrency_limit=2)
-    for quick in (stop, clear, videos, examples):
-        gr.api(quick, api_name=quick.__name__, queue=False)
-
-
-async def _follow(demo: Demo, begin: Callable[[], Run]) -> AsyncIterator[dict[str, Any]]:
-    with _in_sentences():
-        run = await asyncio.to_thread(begin)
-    last = None
-    try:
-        while not run.over:
-            state = result(run)
-            if state != last:
-                yield state
-                last = state
-            await asyncio.to_thread(run.wait, demo.settings.refresh_seconds)
-        yield result(run)
-    finally:
-        if not run.over:
-            run.stop("stopped")
-
-
-class _in_sentences:  # reads as a statement
-    """Turns every exception into a `gr.Error` of one sentence, without a traceback in the log for bad input."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception):
-            raise gr.Error(sentence(error), print_exception=False) from None
 
 
 def _can(can: bool) -> Any:
