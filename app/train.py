@@ -66,17 +66,14 @@ def _trainer(options: TrainOptions, config: Any) -> TreeTrainer:
     from closeup.agent.task import Task
     from closeup.rl.callbacks import MetricsFile, SampleTable
     from closeup.rl.grpo import GRPOTrainer
-    from closeup.rl.reward_registry import load_reward
+    from closeup.rl.preflight import check
     from closeup.rl.sft import SFTTrainer
-    from closeup.rl.sources import episodes_from, missing_videos, preset_of, tasks_from
-    from closeup.rl.trainable import check_trackers, first_process_first, training_arguments
+    from closeup.rl.sources import check_files, episodes_from, missing_videos, preset_of, tasks_from
+    from closeup.rl.trainable import first_process_first
 
-    check_trackers(config)
-    training_arguments(config, 1)  # what this machine cannot do shows here, before videos are made
-    if options.kind == "grpo":
-        for stream in config.rewards.streams:
-            load_reward(stream.target)  # and so does a reward that is not there
     preset = preset_of(config.model, config.preset)
+    check(config, preset, resume=options.resume)
+    check_files(config)
     data = Path(config.output_dir) / "data"
 
     def told(what: str, done: int, total: int) -> None:

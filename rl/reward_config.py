@@ -36,11 +36,12 @@ from pydantic import (
 )
 
 from closeup.agent.policies.base import Policy
+from closeup.agent.policies.scripted import ScriptedPolicy
 from closeup.agent.preset import Preset
 from closeup.agent.scoring import RewardFn, Scorer
 from closeup.agent.trajectory import Trajectory
-from closeup.rl.reward_registry import RewardError, is_scorer, load_reward
-from closeup.rl.scorers import GroupScorer
+from closeup.rl.reward_registry import BUILTINS, RewardError, is_scorer, load_reward
+from closeup.rl.scorers import Gated, GroupScorer
 
 
 class Stream(BaseModel):
@@ -179,6 +180,35 @@ def build_rewards(
     return RewardSet(rewards, tuple(scorers), weights, tuple(stream.name for stream in config.streams))
 
 
+def check_rewards(config: RewardConfig, *, preset: Preset) -> None:
+    """Load every stream and check its options, before there is a policy.
+
+    Scorers of this package are made once, with a policy that is never asked; a user's are not, which may load a model.
+
+    Raises `RewardError` as `build_rewards`, and for a `gated` stream whose other stream is not there before it.
+    """
+    known: set[str] = set()
+    late = []
+    for stream in config.streams:
+        loaded = load_reward(stream.target)
+        if is_scorer(loaded):
+            late.append((stream, loaded))
+        else:
+            _function(stream, loaded)
+            known.add(stream.name)
+    for stream, scorer in late:
+        if stream.target in BUILTINS:
+            _scorer(stream, scorer, {"policy": ScriptedPolicy(()), "preset": preset})
+        else:
+            _scorer_options(stream, scorer)
+        if scorer is Gated and stream.options["of"] not in known:
+            raise RewardError(
+                f"the stream {stream.name!r} gates {stream.options['of']!r}, which is no stream before it; there are"
+                f" {', '.join(sorted(known)) or 'none'}"
+            )
+        known.add(stream.name)
+
+
 def _function(stream: Stream, function: Callable[..., Any]) -> RewardFn:
     parameters = list(_parameters(function, stream).values())
     if not parameters or parameters[0].kind not in (
@@ -201,14 +231,18 @@ def _scorer(stream: Stream, scorer: Callable[..., Any], given: Mapping[str, obje
         raise RewardError(
             f"the stream {stream.name!r} ({stream.target}) needs a {needed[0]}: give build_rewards(…, {needed[0]}=…)"
         )
-    rest = {name: parameter for name, parameter in parameters.items() if name not in given}
-    arguments = _check_options(stream, rest, scorer.__init__)
+    arguments = _scorer_options(stream, scorer)
     arguments |= {name: value for name, value in found.items() if value is not None}
     try:
         made: Scorer = scorer(**arguments)
     except (ValueError, TypeError) as error:
         raise RewardError(f"the stream {stream.name!r} ({stream.target}) cannot be made: {error}") from error
     return made
+
+
+def _scorer_options(stream: Stream, scorer: Callable[..., Any]) -> dict[str, Any]:
+    rest = {name: of for name, of in _parameters(scorer, stream).items() if name not in ("policy", "preset")}
+    return _check_options(stream, rest, scorer.__init__)
 
 
 def _parameters(function: Callable[..., Any], stream: Stream) -> Mapping[str, inspect.Parameter]:

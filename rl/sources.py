@@ -15,8 +15,8 @@ from closeup.agent.models.load import default_preset
 from closeup.agent.policies.transformers_policy import TransformersPolicy
 from closeup.agent.preset import Preset, get_preset
 from closeup.agent.task import Task, load_tasks
-from closeup.agent.trajectory import Trajectory, read_trajectories
-from closeup.rl.config import Needles, SFTConfig, TaskSource, Teacher
+from closeup.agent.trajectory import Trajectory, TrajectoryError, read_trajectories
+from closeup.rl.config import GRPOConfig, Needles, SFTConfig, TaskSource, Teacher, TrainConfig
 from closeup.rl.data.needles import write
 from closeup.rl.evaluate import evaluate
 
@@ -45,6 +45,28 @@ def _needles(needles: Needles | None, folder: Path, progress: Progress | None) -
         write(needles.count, needles.seed, partial, needles.seconds, progress=told)
         partial.rename(place)
     return place / "tasks.jsonl"
+
+
+def check_files(config: TrainConfig) -> None:
+    """Read every task file that a run names, before anything is generated, and see that its other files are there.
+
+    Raises:
+        TaskError: a task file that cannot be read. TrajectoryError: a file of episodes that is not there. ModelError: a
+            teacher that is not there.
+    """
+    sources = [config.evaluation.tasks] if config.evaluation is not None else []
+    if isinstance(config, GRPOConfig):
+        sources.append(config.tasks)
+    if isinstance(config, SFTConfig):
+        for path in map(Path, config.trajectories):
+            if not path.is_file():
+                raise TrajectoryError(f"no file of episodes at {path}; give a .jsonl file that closeup recorded")
+        if config.teacher is not None:
+            default_preset(config.teacher.model)
+            sources.append(config.teacher.tasks)
+    for source in sources:
+        if source.file is not None:
+            load_tasks(Path(source.file))
 
 
 def episodes_from(config: SFTConfig, folder: Path, *, progress: Progress | None = None) -> list[Trajectory]:

@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from transformers.trainer import Trainer
 from transformers.training_args import TrainingArguments
 
 from closeup.agent.models.adapter import Adapter
+from closeup.agent.models.fingerprint import has_adapters
 from closeup.extras import require
 from closeup.rl.checkpoints import CheckpointError
 from closeup.rl.config import TrainConfig
@@ -40,11 +42,17 @@ def trainable_model(adapter: Adapter, config: TrainConfig) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(model, settings)
+        adapted = get_peft_model(model, settings)
     except ValueError as error:
         raise CheckpointError(
             f"lora.target_modules {config.lora.target_modules!r} reaches no layer of this model: {error}"
         ) from None
+    if config.feature_cache_dir is not None and has_adapters(adapter):
+        raise ConfigError(
+            f"feature_cache_dir has no effect with lora.target_modules {config.lora.target_modules!r}, which reaches"
+            " the vision tower: its features are never kept. Leave one of the two out"
+        )
+    return adapted
 
 
 def reference_of(adapter: Adapter) -> Adapter:
@@ -55,10 +63,15 @@ def reference_of(adapter: Adapter) -> Adapter:
 
 
 def training_arguments(config: TrainConfig, max_steps: int) -> TrainingArguments:
-    """The Trainer's settings of a configuration. Raises `ConfigError` for what this machine or library cannot do."""
+    """The Trainer's settings of a configuration.
+
+    Raises:
+        ConfigError: for what this machine or library cannot do, an optimizer that cannot be made included; and for a
+            setting that the optimizer does not take.
+    """
     evaluation = config.evaluation
     try:
-        return TrainingArguments(
+        arguments = TrainingArguments(
             output_dir=config.output_dir,
             seed=config.seed,
             max_steps=max_steps,
@@ -90,8 +103,18 @@ def training_arguments(config: TrainConfig, max_steps: int) -> TrainingArguments
             dataloader_pin_memory=False,
             disable_tqdm=True,
         )
-    except ValueError as error:
-        raise ConfigError(f"these settings cannot be used here: {' '.join(str(error).split())}") from None
+        kind, takes = Trainer.get_optimizer_cls_and_kwargs(arguments)
+        kind([torch.nn.Parameter(torch.zeros(1))], **takes)
+    except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"these settings cannot be used here: {reason} (optim: {config.optim})") from None
+    for argument, names in (("betas", ("adam_beta1", "adam_beta2")), ("eps", ("adam_epsilon",))):
+        for name in names:
+            if argument not in takes and name in config.model_fields_set:
+                raise ConfigError(
+                    f"{name} has no effect with optim: {config.optim}; leave it out, or choose adamw_torch"
+                )
+    return arguments
 
 
 def check_trackers(config: TrainConfig) -> None:
