@@ -19,8 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from closeup.agent.dialects.love_r1 import ZOOM
 from closeup.agent.live import CANCELLED
-from closeup.agent.trajectory import Trajectory
+from closeup.agent.trajectory import StepRecord, Trajectory
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -138,16 +139,21 @@ def group_rewards(
 def masked_second_zoom(trajectory: Trajectory) -> frozenset[int]:
     """LOVE-R1's masked steps: a second look where the answer was due masks that look and the one before it.
 
-    Where a task has a gold answer, LOVE-R1's step 2 has to answer. A sample whose step 2 asks for one more clip is left
-    out of the loss and of the group statistics of both steps, because nothing says how good its clips were (LOVE-R1,
-    decoupled RFT; `mask_flag` in its trainer). Here: an episode that ended without an answer and whose last two steps
-    were calls that ran loses these two. Messages that broke the format stay: they are wrong, not unknown.
+    Where a task has a gold answer, LOVE-R1's step 2 has to answer. A sample whose step 2 sets out to zoom once more is
+    left out of the loss and of the group statistics of both steps, because nothing says how good its clips were
+    (LOVE-R1, decoupled RFT; `mask_flag` in its trainer). What decides is how the last message begins: with the zoom
+    sentence the two steps are masked, whether a window could be read in the rest or not. A last message that begins
+    otherwise is wrong, not unknown, and stays. In dialects without these sentences a look that ran stands for one.
     """
     steps, last = trajectory.steps, len(trajectory.steps) - 1
     if trajectory.task.answer is None or trajectory.outcome.answer is not None or last < 1:
         return frozenset()
-    both = steps[last - 1 :]
-    return frozenset((last - 1, last)) if all(s.outcome == "ok" and s.call is not None for s in both) else frozenset()
+    return frozenset((last - 1, last)) if _sets_out_to_zoom(steps[last]) else frozenset()
+
+
+def _sets_out_to_zoom(step: StepRecord) -> bool:
+    looked = step.outcome == "ok" and step.call is not None and step.call.name != "answer"
+    return looked or step.text.lstrip().startswith(ZOOM)
 
 
 @dataclass(frozen=True, eq=False)

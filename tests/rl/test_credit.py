@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from closeup.agent.dialects.love_r1 import ANSWER_PREFIX, ZOOM_PREFIX
 from closeup.agent.live import CANCELLED
 from closeup.agent.task import Task
 from closeup.agent.trajectory import CallRecord, Outcome, StartRecord, StepRecord, Trajectory
@@ -121,22 +122,33 @@ def test_a_group_cannot_be_changed_nor_its_source_change_it() -> None:
         group.stream("zoo")
 
 
+ZOOMS = f"{ZOOM_PREFIX}There. "
+
+
 @pytest.mark.parametrize(
-    ("outcomes", "answer", "gold", "masked"),
+    ("said", "answer", "gold", "masked"),
     [
-        (["ok", "ok"], None, "7", {0, 1}),  # two looks where the second had to answer
-        (["ok", "ok", "ok"], None, "7", {1, 2}),
-        (["ok", "ok"], "7", "7", set()),  # a look and an answer
-        (["ok", "bad_json"], None, "7", set()),  # a broken message is wrong, not unknown
-        (["refused", "ok"], None, "7", set()),
-        (["ok"], None, "7", set()),
-        (["ok", "ok"], None, None, set()),  # a grounding sample: looking is the task
+        ([("ok", ZOOMS), ("ok", ZOOMS)], None, "7", {0, 1}),  # two looks where the second had to answer
+        ([("ok", ZOOMS)] * 3, None, "7", {1, 2}),
+        ([("ok", ZOOMS), ("broken_call", ZOOMS)], None, "7", {0, 1}),  # its mask does not ask whether it could be read
+        ([("ok", ZOOMS), ("refused", ZOOMS)], None, "7", {0, 1}),
+        ([("ok", ZOOMS), ("unfinished", ZOOMS)], None, "7", {0, 1}),
+        ([("refused", ZOOMS), ("ok", ZOOMS)], None, "7", {0, 1}),
+        ([("ok", ZOOMS), ("ok", ANSWER_PREFIX)], "7", "7", set()),  # a look and an answer
+        ([("ok", ZOOMS), ("broken_call", ANSWER_PREFIX)], None, "7", set()),  # wrong, not unknown
+        ([("ok", ZOOMS), ("no_call", f"So: {ZOOM_PREFIX}")], None, "7", set()),
+        ([("ok", ZOOMS)], None, "7", set()),
+        ([("broken_call", ZOOMS)], None, "7", set()),
+        ([("ok", ZOOMS), ("ok", ZOOMS)], None, None, set()),  # a grounding sample: looking is the task
+        ([("ok", "<tool_call>"), ("ok", "<tool_call>")], None, "7", {0, 1}),  # a dialect without sentences
+        ([("ok", "<tool_call>"), ("refused", "<tool_call>")], None, "7", set()),
     ],
 )
 def test_love_r1_masks_a_second_look_where_the_answer_was_due(
-    outcomes: list[str], answer: str | None, gold: str | None, masked: set[int]
+    said: list[tuple[str, str]], answer: str | None, gold: str | None, masked: set[int]
 ) -> None:
-    steps = tuple(StepRecord(outcome=o, call=CallRecord(name="zoom_clip", arguments={})) for o in outcomes)
+    calls = [CallRecord(name="answer" if text == ANSWER_PREFIX else "zoom_clip", arguments={}) for _, text in said]
+    steps = tuple(StepRecord(outcome=o, text=text, call=call) for (o, text), call in zip(said, calls, strict=True))
     task = Task(question="Which digit?", options=("3", "7"), answer=gold)
     outcome = Outcome(terminated=answer is not None, truncated=answer is None, answer=answer)
     assert masked_second_zoom(Trajectory(id="a", task=task, steps=steps, outcome=outcome)) == masked
