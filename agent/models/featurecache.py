@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CacheError", "CacheFull", "ClipRecords", "FeatureCache", "Maker", "Summary"]
 
+FEATURES_FORMAT = 2
 RECORDS_FORMAT = 2
 _HEX = frozenset("0123456789abcdef")
 
@@ -72,7 +73,7 @@ class Maker:
     @property
     def key(self) -> str:
         """32 hexadecimal digits."""
-        named = {key: value for key, value in asdict(self).items() if key != "model"}
+        named = {key: value for key, value in asdict(self).items() if key != "model"} | {"format": FEATURES_FORMAT}
         return hashlib.blake2b(json.dumps(named, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -54,6 +55,41 @@ def test_a_file_gives_back_the_very_bits(dtype: torch.dtype) -> None:
 WHOLE = pack(features(), {"maker": "m", "pixels": "p"})
 
 
+HEADER = 8 + int.from_bytes(WHOLE[:8], "little")
+
+
+def test_any_changed_byte_of_the_header_is_found() -> None:
+    """Every byte of it with every other value: among them other dtypes of the same width, and other white space."""
+    missed = []
+    for place in range(HEADER):
+        broken = bytearray(WHOLE)
+        for change in range(1, 256):
+            broken[place] = WHOLE[place] ^ change
+            with contextlib.suppress(Damaged):
+                unpack(bytes(broken), {"maker": "m", "pixels": "p"})
+                missed.append(bytes(broken[max(0, place - 12) : place + 12]))
+    assert missed == []
+
+
+@pytest.mark.parametrize("other", [b"I32", b"U32"])
+def test_features_of_another_dtype_are_found(other: bytes) -> None:
+    assert WHOLE[:HEADER].count(b'"F32"') == 1
+    with pytest.raises(Damaged, match="checksum"):
+        unpack(WHOLE.replace(b'"F32"', b'"' + other + b'"', 1), {"maker": "m", "pixels": "p"})
+
+
+@pytest.mark.parametrize("name", ["checksum", "format"])
+def test_what_the_file_says_itself_cannot_be_said_for_it(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name!r}.*of its own"):
+        pack(features(), {name: "x"})
+
+
+@pytest.mark.parametrize("rows", [features().to(torch.int32), features() > 0], ids=["int", "bool"])
+def test_features_are_floating(rows: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="floating"):
+        pack(rows, {"maker": "m"})
+
+
 @given(st.integers(0, len(WHOLE) - 1), st.integers(1, 255))
 def test_any_changed_byte_is_found(place: int, change: int) -> None:
     broken = bytearray(WHOLE)
@@ -96,6 +132,14 @@ def test_another_maker_finds_nothing(cache: FeatureCache, change: dict[str, str]
     assert cache.get(replace(MAKER, model="the same weights under another name"), PIXELS, tokens=6) is not None
 
 
+def test_features_of_another_format_are_not_found(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older closeup's entries are nobody's: they are encoded anew, and make room when room is needed."""
+    cache.put(MAKER, PIXELS, features())
+    assert cache.get(MAKER, PIXELS, tokens=6) is not None
+    monkeypatch.setattr("closeup.agent.models.featurecache.FEATURES_FORMAT", 1)
+    assert cache.get(MAKER, PIXELS, tokens=6) is None
+
+
 def damage_cut(file: Path, other: Path) -> None:
     file.write_bytes(file.read_bytes()[:-3])
 
@@ -116,7 +160,7 @@ def damage_other_clip(file: Path, other: Path) -> None:
 
 def damage_old_format(file: Path, other: Path) -> None:
     data = file.read_bytes()
-    file.write_bytes(data.replace(b"closeup features 1", b"closeup features 0"))
+    file.write_bytes(data.replace(b"closeup features 2", b"closeup features 1"))
 
 
 @pytest.mark.parametrize(
