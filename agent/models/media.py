@@ -1,16 +1,19 @@
 """`MediaStore`: vision features, encoded once and kept by what makes them, in memory and, where asked, on disk.
 
 The key of a feature is the digest of the clip's very pixels and a fingerprint of all that turns them into features
-(weights and settings of tower and merger, normalisation, the computation's dtype), so an entry can never belong to
-another clip or to older weights: after an update the fingerprint is another one. Weights that change in place (an
-optimizer's step) are noticed by themselves; weights that change behind torch's back (`.data`, a raw copy) are not, and
-need `weights_changed()`.
+(weights and settings of tower and merger, normalisation, the computation's dtype), so an entry belongs to no other
+pixels and to no older weights: after an update the fingerprint is another one. Where a clip's pixels were not decoded
+but remembered (`featurecache.py`), their digest is that of the same request of a file with the very same bytes.
+Weights that change in place (an optimizer's step) are noticed by themselves; weights that change behind torch's back
+(`.data`, a raw copy) are not, and need `weights_changed()`.
 
-With an adapter (LoRA) on the vision side nothing is kept: whether it is switched on does not show in any weight.
+Weights that are being trained live for one update, so only those that were found at first are written to the disk;
+what later ones make is kept in memory, within its bound. With an adapter (LoRA) on the vision side nothing is kept:
+whether it is switched on does not show in any weight.
 
 Invariants
-1. The bytes held in memory never exceed `max_bytes`; the least recently used entries go first. The disk has a bound of
-   its own (`featurecache.py`).
+1. The bytes that kept features hold in memory never exceed `max_bytes`: none is a view of a larger tensor. The least
+   recently used go first. The disk has a bound of its own (`featurecache.py`).
 2. Features of equal pixels under equal weights are computed once, however many episodes or threads show them.
 3. A clip's features have as many rows as its record has tokens, wherever they come from.
 4. Kept features carry no gradient and are ordinary tensors: they may enter a graph, also when they were first asked for
@@ -54,10 +57,17 @@ class MediaStore:
     """
 
     def __init__(self, adapter: Adapter, *, max_bytes: int, disk: FeatureCache | None = None) -> None:
-        """`max_bytes`: most bytes of features in memory. `disk`: a second tier, shared with other processes."""
+        """Begin with nothing in memory.
+
+        Args:
+            max_bytes: most bytes of features in memory.
+            disk: a second tier, shared with other processes; while tower or merger are trained it takes in only
+                features of the weights that were found at first.
+        """
         self._adapter, self._max_bytes, self.disk = adapter, max_bytes, disk
         self._kept: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._weights: str | None = None
+        self._first_weights: str | None = None
         self._seen_weights: tuple[tuple[int, int], ...] = ()
         self._lock = threading.RLock()  # what is kept, counted and being made
         self._encoding = threading.Lock()  # the tower runs once at a time
@@ -71,6 +81,7 @@ class MediaStore:
             seen = versions(self._adapter)
             if self._weights is None or seen != self._seen_weights:
                 self._weights, self._seen_weights = fingerprint(self._adapter), seen
+                self._first_weights = self._first_weights or self._weights
             return self._weights
 
     def weights_changed(self) -> None:
@@ -191,10 +202,13 @@ class MediaStore:
                 features = self._adapter.encode_clips(pixels)
             if missing and self.weights != weights:
                 raise RuntimeError("the vision tower's weights changed while features were made; make them again")
+            lasting = not is_trained(self._adapter) or weights == self._first_weights
             for (key, item), rows in zip(missing.items(), features, strict=True):
                 _check(item, rows)
+                # The tower gives views of a whole batch's output; a kept view would hold all of it.
+                rows = rows if rows.untyped_storage().nbytes() == rows.nbytes else rows.clone()
                 made[key] = rows
-                if self.disk is not None and maker is not None:
+                if self.disk is not None and maker is not None and lasting:
                     self.disk.put(maker, item.key, rows)
         return made, len(missing)
 
@@ -203,10 +217,10 @@ class MediaStore:
             for key, value in made.items():
                 if key not in self._kept:
                     self._kept[key] = value
-                    self.bytes += value.numel() * value.element_size()
+                    self.bytes += value.untyped_storage().nbytes()
             while self.bytes > self._max_bytes:
                 _, value = self._kept.popitem(last=False)
-                self.bytes -= value.numel() * value.element_size()
+                self.bytes -= value.untyped_storage().nbytes()
 
     def _anew(self, media: Sequence[Media], frames: FrameSource) -> list[torch.Tensor]:
         """Every distinct clip through the tower, in the gradient mode that is on; nothing is kept."""

@@ -53,6 +53,28 @@ def test_the_bytes_stay_bounded_and_the_least_used_go_first(adapter, video):
         assert len(store.features(items, lambda m: frames[m.key])) == 8  # more at once than fit
 
 
+def held(store):
+    """Bytes of memory that the kept features really hold: those of all storages they are views of."""
+    storages = {rows.untyped_storage().data_ptr(): rows.untyped_storage() for rows in store._kept.values()}
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["tower", "disk"])
+def test_a_kept_clip_does_not_hold_the_batch_it_was_encoded_in(adapter, video, tmp_path, warm):
+    items, frames = media(adapter, video, *range(9))
+    disk = FeatureCache(tmp_path / "cache")
+    with torch.no_grad():
+        size = adapter.encode_clips([frames[items[0].key]])[0].nbytes
+        if warm:
+            MediaStore(adapter, max_bytes=0, disk=disk).features(items, lambda m: frames[m.key])
+        store = MediaStore(adapter, max_bytes=4 * size, disk=disk)
+        for batch in (items[:3], items[3:6], items[6:]):
+            first = store.features(batch, lambda m: frames[m.key])
+            again = store.features([batch[0]], lambda m: pytest.fail("not kept"))  # it stays longer than the others
+            assert again[0] is first[0] and held(store) == store.bytes <= 4 * size
+    assert store.loaded == (9 if warm else 0)
+
+
 def test_other_weights_never_find_old_features(tmp_path, video):
     own = load_adapter(str(write_random_checkpoint(tmp_path / "own")), device="cpu")
     store = MediaStore(own, max_bytes=1 << 20)
@@ -137,6 +159,33 @@ def test_an_optimizers_step_is_noticed_without_being_told(own, video):
         after = store.features(items, lambda m: frames[m.key])[0]
     assert store.weights != named and not torch.allclose(before, after)
     torch.testing.assert_close(after, own.encode_clips([frames[items[0].key]])[0], atol=1e-5, rtol=1e-5)
+
+
+def test_weights_that_are_trained_are_written_to_the_disk_only_as_they_were_found(own, video, tmp_path):
+    """Otherwise every update would leave entries that nobody can ever ask for again."""
+    disk = FeatureCache(tmp_path / "cache")
+    store = MediaStore(own, max_bytes=1 << 20, disk=disk)
+    items, frames = media(own, video, 0, 5)
+    optimizer = torch.optim.SGD(own.model.model.visual.parameters(), lr=0.1)
+    named = [store.weights]
+    with torch.no_grad():
+        store.features(items, lambda m: frames[m.key])
+    for _ in range(3):
+        store.features(items, lambda m: frames[m.key], trainable=True)[0].sum().backward()
+        optimizer.step()
+        named.append(store.weights)
+        with torch.no_grad():
+            store.features(items, lambda m: frames[m.key])
+            store.features(items, lambda m: pytest.fail("within an update they are kept in memory"))
+        assert not store.holds(media(own, video, 9)[0][0])
+    (group,) = disk.summary()
+    assert len(set(named)) == 4 and (group.maker.weights, group.entries) == (named[0], 2)
+    own.model.model.visual.requires_grad_(False)  # what was trained is used now: its features are worth keeping
+    with torch.no_grad():
+        MediaStore(own, max_bytes=0, disk=disk).features(items, lambda m: frames[m.key])
+        items, frames = media(own, video, 12)
+        store.features(items, lambda m: frames[m.key])
+    assert {group.maker.weights: group.entries for group in disk.summary()} == {named[0]: 2, named[-1]: 3}
 
 
 def test_an_adapter_on_the_vision_side_switches_the_cache_off(own, video, tmp_path):
