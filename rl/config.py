@@ -352,7 +352,7 @@ class GRPOConfig(TrainConfig, PolicyLossSettings):
                 " the batch and learns from them: switch one of them off"
             )
         if self.max_length is None:
-            self._idle("without max_length: it is for episodes that are longer", "overlength")
+            self._idle("without max_length, which says what is too long: set max_length", "overlength")
         self._estimate_once()
         return self
 

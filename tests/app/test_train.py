@@ -51,7 +51,7 @@ def config(tmp_path: Path) -> Callable[..., Path]:
 
 def test_grpo_from_nothing_to_a_model(cli: Cli, config: Callable[..., Path], tmp_path: Path) -> None:
     path = config("grpo")
-    ran = cli("train", "grpo", "--config", path, "--log_completions", "true", "--run-name", "first")
+    ran = cli("train", "grpo", "--config", path, "--log-completions", "true")
     assert ran.code == 0, ran.err
     run = tmp_path / "run"
     lines = ran.out.splitlines()
@@ -76,7 +76,7 @@ def test_grpo_from_nothing_to_a_model(cli: Cli, config: Callable[..., Path], tmp
     again = cli("train", "grpo", "--config", path)
     assert again.code == USAGE
     assert "holds a run already (up to step 1); go on with --resume" in again.err
-    done = cli("train", "grpo", "--config", path, "--log_completions", "true", "--run-name", "first", "--resume")
+    done = cli("train", "grpo", "--config", path, "--log-completions", "true", "--resume")
     assert done.code == 0
     assert done.out.splitlines()[-2:] == lines[-2:]
     other = cli("train", "grpo", "--config", path, "--resume", "--epsilon", "0.1")
@@ -111,19 +111,84 @@ def test_sft_learns_from_a_teacher(cli: Cli, config: Callable[..., Path], tmp_pa
             "report_to names wandb, which is not installed; install it with: pip install wandb",
         ),
         (["--optim", "adamw_tochr"], "these settings cannot be used here"),
+        (["--optim", "adamw_8bit"], "these settings cannot be used here: You need to install `bitsandbytes`"),
+        (["--optim", "galore_adamw"], "these settings cannot be used here: You need to install `galore_torch`"),
+        (["--optim", "sgd", "--adam_beta1", "0.5"], "adam_beta1 has no effect with optim: sgd"),
+        (["--optim", "adafactor", "--adam_epsilon", "1e-6"], "adam_epsilon has no effect with optim: adafactor"),
+        (["--rewards", "love_r1", "--advantage", "love_r1"], "no reward stream 'zoom'"),
+        (["--advantage_options", "{gamma: abc}"], "gamma is 'abc': input should be a valid number"),
+        (["--lora.target_modules", "("], "no regular expression"),
+        (["--tasks.needles.seconds", "[5, 500]"], "videos are 16 to 128 whole seconds long"),
+        (["--evaluation.tasks.needles", "null", "--evaluation.tasks.file", "none.jsonl"], "no task file at none.jsonl"),
+        (["--preset", "tiny", "--model", "tiney"], "no model 'tiney'; did you mean 'tiny'?"),
+        (["--rewards", "{streams: [{name: judge, options: {model: m, base_url: nowhere}}]}"], "base_url is like http"),
+        (["--rewards", "{streams: {format: 1, sufficiency: 1, nope: 1}}"], "no reward 'nope'"),
+        (
+            ["--rewards", "{streams: [{name: answer}, {name: gated, options: {of: zoom}}]}"],
+            "the stream 'gated' gates 'zoom', which is no stream before it; there are answer",
+        ),
+        (["--output_dir", __file__], "output_dir takes a folder, and"),
+        (["--output_dir", __file__ + "/run"], "is a file or below one"),
+        (["--output_dir", "/proc/none"], "output_dir /proc/none cannot be written to"),
+        (["--feature_cache_dir", __file__], "feature_cache_dir takes a folder"),
+        (["--push_to_hub", "true", "--hub_model_id", "a b/c"], "hub_model_id is 'a b/c'"),
         (["--rewards", "{streams: [{name: anser}]}"], "anser"),
         (["learning_rate"], "expected --key value, got 'learning_rate'"),
         (["--max_steps"], "--max_steps needs a value"),
     ],
 )
 def test_what_cannot_be_trained_is_one_sentence(
-    cli: Cli, config: Callable[..., Path], words: list[str], message: str
+    cli: Cli,
+    config: Callable[..., Path],
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def load(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("closeup.agent.models.load.load_adapter", load)
     ran = cli("train", "grpo", "--config", config("grpo"), *words)
+    assert not (tmp_path / "run" / "data").exists()  # no video was made for it
     assert ran.code == USAGE
     assert message in ran.err
     assert ran.err.count("\n") == 1
     assert "Traceback" not in ran.err
+
+
+def test_a_run_is_not_written_over(cli: Cli, config: Callable[..., Path], tmp_path: Path) -> None:
+    path, run = config("grpo", save_steps=0), tmp_path / "run"
+    (run / "final" / "mine").mkdir(parents=True)
+    (run / "final" / "mine" / "notes.txt").write_text("mine", encoding="utf-8")
+    for words in ((), ("--resume",)):
+        ran = cli("train", "grpo", "--config", path, *words)
+        assert ran.code == USAGE
+        assert "holds a finished run already" in ran.err
+        assert "give another output_dir, or delete that one" in ran.err
+    assert (run / "final" / "mine" / "notes.txt").read_text(encoding="utf-8") == "mine"
+    (run / "final").rename(tmp_path / "elsewhere")
+    (run / "metrics.jsonl").write_text("{}\n", encoding="utf-8")
+    ran = cli("train", "grpo", "--config", path)
+    assert ran.code == USAGE
+    assert "holds a run already (metrics.jsonl) that wrote no checkpoint; begin it again with --resume" in ran.err
+    assert (run / "metrics.jsonl").read_text(encoding="utf-8") == "{}\n"
+    assert not (run / "data").exists()
+
+
+def test_an_account_that_cannot_upload_is_said_before_anything_is_made(
+    cli: Cli, config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def create_repo(*args: Any, **how: Any) -> None:
+        raise OSError("401 Unauthorized\nInvalid user token")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", create_repo)
+    ran = cli("train", "grpo", "--config", config("grpo", push_to_hub=True, hub_model_id="org/mine"))
+    assert ran.code == USAGE
+    assert (
+        "the repository org/mine cannot be made: OSError: 401 Unauthorized Invalid user token; log in with" in ran.err
+    )
+    assert not (tmp_path / "run" / "data").exists()
 
 
 def test_files_that_are_no_configuration(cli: Cli, tmp_path: Path) -> None:

@@ -110,10 +110,65 @@ def test_what_is_deliberately_absent_says_why() -> None:
         ({"tasks": {"needles": {"count": 3, "seed": 500_000}}}, "tasks.needles.seed is below 500000"),
         ({"evaluation": {"tasks": {"needles": {"count": 3, "seed": 1}}}}, "seeds from 500000 on"),
         ({"dynamic_sampling": True, "advantage": "reinforce_plus_plus"}, "switch one of them off"),
+        (
+            {"advantage": "love_r1", "rewards": "love_r1"},
+            "'love_r1' cannot be used .*no reward stream 'zoom'",
+        ),
+        ({"advantage": "love_r1"}, "advantage 'love_r1' cannot be used .* one finite weight for each of"),
+        ({"advantage_options": {"gamma": "abc"}}, "advantage_options: gamma is 'abc': input should be a valid number"),
+        ({"advantage_options": {"gamma": {"zom": 1}}}, "gamma names the streams .'zom'., which have no weight"),
+        ({"advantage_options": {"std_floor": 0}}, "cannot be used .*: std_floor is a positive number, got 0"),
+        ({"advantage": "outcome_only", "advantage_options": {"outcome": "nope"}}, "stream 'nope', which has no weight"),
+        ({"advantage": "grpo", "advantage_options": {"eps": None}}, "advantage_options: eps is None: "),
+        ({"advantage": "grpo", "advantage_options": {"eps": float("nan")}}, "advantages that are not finite"),
+        ({"lora": {"target_modules": "("}}, "lora.target_modules is '.': no regular expression: "),
+        ({"tasks": {"needles": {"count": 1, "seed": 1, "seconds": [5, 500]}}}, "16 to 128 whole seconds .*5:500"),
+        ({"tasks": {"needles": {"count": 1, "seed": 1, "seconds": [40, 20]}}}, "16 to 128 whole seconds .*40:20"),
+        ({"push_to_hub": True, "hub_model_id": "a b/c"}, "hub_model_id is 'a b/c': repo id must use alphanumeric"),
+        ({"evaluation": {"tasks": {"file": "x"}, "at_start": False, "at_end": False}}, "it would never be run"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(changes: dict[str, Any], message: str) -> None:
     refused(message, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"advantage_options": {"std_floor": 0.5}, "scale_rewards": "none"}, "std_floor .*with scale_rewards: none"),
+        ({"num_completions_to_print": 4}, "num_completions_to_print .*without log_completions"),
+        ({"feature_cache_dir": "x", "train_vision": True}, "feature_cache_dir .*with train_vision"),
+        ({"feature_cache_bytes": 10, "train_vision": True}, "feature_cache_bytes .*with train_vision"),
+        ({"save_total_limit": 3, "save_steps": 0}, "save_total_limit .*with save_steps: 0"),
+        ({"hub_model_id": "a/b"}, "hub_model_id .*without push_to_hub"),
+        ({"hub_private_repo": True}, "hub_private_repo .*without push_to_hub"),
+        ({"run_name": "x"}, "run_name .*without report_to"),
+        ({"lr_scheduler_type": "constant", "warmup_steps": 5}, "warmup_steps .*constant_with_warmup has one"),
+        ({"use_bias_correction_kl": True}, "use_bias_correction_kl .*with beta: 0"),
+        ({"overlength": "cut"}, "overlength .*without max_length"),
+        (
+            {"vllm_importance_sampling_correction": False, "vllm_importance_sampling_clip_max": 2.0},
+            "vllm_importance_sampling_clip_max .*with vllm_importance_sampling_correction: false",
+        ),
+    ],
+)
+def test_a_setting_that_another_leaves_without_effect_is_refused(changes: dict[str, Any], message: str) -> None:
+    refused(message.replace(" .*", " has no effect .*", 1), **changes)
+
+
+def test_what_is_switched_off_is_not_given() -> None:
+    off = {"save_total_limit": None, "save_steps": 0, "run_name": None, "hub_private_repo": False}
+    assert checked(GRPOConfig, {**RAW, **off, "use_bias_correction_kl": False}).save_steps == 0
+
+
+def test_options_of_an_estimator_are_numbers_as_yaml_writes_them() -> None:
+    config = checked(GRPOConfig, {**RAW, "advantage": "grpo", "advantage_options": {"eps": "1e-5"}})
+    assert config.advantage_options == {"eps": 1e-5}
+
+
+@pytest.mark.parametrize("advantage", ["reinforce_plus_plus", "remax", "rloo", "dr_grpo", "episode_sum", "turn_level"])
+def test_every_estimator_takes_the_default_rewards(advantage: str) -> None:
+    assert checked(GRPOConfig, {**RAW, "advantage": advantage}).advantage == advantage
 
 
 def test_sft_needs_one_source_and_one_length() -> None:
@@ -173,7 +228,9 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
 def test_the_loss_gets_every_setting_of_its_own() -> None:
     values: dict[str, Any] = {"epsilon": 0.1, "epsilon_high": 0.3, "delta": 5.0, "beta": 0.1, "loss_type": "bnpo"}
     values |= {"use_bias_correction_kl": False, "importance_sampling_level": "sequence"}
-    values |= {"vllm_importance_sampling_correction": False, "vllm_importance_sampling_mode": "sequence_mask"}
+    values |= {"vllm_importance_sampling_correction": True, "vllm_importance_sampling_mode": "sequence_mask"}
     values |= {"vllm_importance_sampling_clip_max": 2.0, "vllm_importance_sampling_clip_min": 0.5}
     assert set(values) == set(PolicyLossSettings.model_fields)
+    off = {"vllm_importance_sampling_correction": False}
+    assert checked(GRPOConfig, {**RAW, **off}).loss == PolicyLossSettings(**off)
     assert checked(GRPOConfig, {**RAW, **values}).loss == PolicyLossSettings(**values)
