@@ -182,6 +182,7 @@ class VideoQAEnv:
             durations={video.identity: video.duration for video in session.videos},
             forced=bool(forced_by),
             thought=deed.thought,
+            text=text,
             frames=cost.frames,
             visual_tokens=cost.visual_tokens,
         )

@@ -33,6 +33,7 @@ class StepFacts:
         durations: duration in seconds of each of the task's videos, by identity.
         forced: only an answer was taken at this step.
         thought: what the message said beside its action, as the dialect read it; "" for none.
+        text: the whole message as it was written, assistant prefix included.
         frames, visual_tokens: what showing `clips` took.
     """
 
@@ -46,6 +47,7 @@ class StepFacts:
     durations: Mapping[str, float] = field(default_factory=dict)
     forced: bool = False
     thought: str = ""
+    text: str = ""
     frames: int = 0
     visual_tokens: int = 0
 

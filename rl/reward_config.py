@@ -122,10 +122,15 @@ REWARD_PRESETS: dict[str, RewardConfig] = {
     "love_r1-published": RewardConfig(
         streams=(Stream(name="format", function="love_r1_format_published"), *_LOVE_R1[1:])
     ),
-    # LongVILA-R1: 0.9 accuracy + 0.1 format, where the format is a thought and an answer
+    # LongVILA-R1: 0.9 accuracy + 0.1 format. Its accuracy is read from the message itself, so that a message of the
+    # wrong format may be right: 0.9
     "longvila_r1": RewardConfig(
-        streams=(Stream(name="answer", weight=0.9), Stream(name="format", weight=0.1, function="format_thought"))
+        streams=(
+            Stream(name="answer", weight=0.9, function="longvila_r1_accuracy"),
+            Stream(name="format", weight=0.1, function="longvila_r1_format"),
+        )
     ),
+    # the same weights for answers without a thought; read strictly, as everywhere but in that paper
     "longvila_r1-direct": RewardConfig(streams=_streams(answer=0.9, format=0.1)),
 }
 

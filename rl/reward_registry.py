@@ -44,6 +44,8 @@ BUILTINS = {
     "cost": f"{_REWARDS}:cost_reward",
     "love_r1_accuracy": f"{_REWARDS}:love_r1_accuracy",
     "love_r1_format_published": f"{_REWARDS}:love_r1_format_published",
+    "longvila_r1_accuracy": f"{_REWARDS}:longvila_r1_accuracy",
+    "longvila_r1_format": f"{_REWARDS}:longvila_r1_format",
     "zoom_by_answer": f"{_SCORERS}:ZoomByAnswer",
     "gated": f"{_SCORERS}:Gated",
     "sufficiency": "closeup.rl.sufficiency:SufficiencyScorer",

@@ -13,7 +13,8 @@ Each stream is a pure function of `StepFacts`; weights and options belong to the
 - `answer`: 1.0 for a right answer, 0.0 for a wrong one, and 0.0 when the last, forced message gave none.
   `answer_score`: the same, with answers that are right by degree (`closeup.rl.answers`).
 - `cost`: what a step spent, as a negative number.
-- `format_thought`, `love_r1_accuracy`, `love_r1_format_published`: rules of single papers.
+- `format_thought`: `format`, and only with a thought.
+- `love_r1_accuracy`, `love_r1_format_published`, `longvila_r1_accuracy`, `longvila_r1_format`: rules of single papers.
 
 Invariants
 1. None means "this stream says nothing about this step", and is never 0: no gold answer, no evidence, no close look.
@@ -23,6 +24,7 @@ Invariants
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -31,6 +33,7 @@ from closeup.agent.scoring import RewardFn, StepFacts
 from closeup.agent.task import Window
 from closeup.rl.answers import MAX_ANSWER, answer_score, is_correct, normalise, number_in
 from closeup.rl.statistics import is_hit
+from closeup.tools.base import Answer
 from closeup.tools.video.clip import Clip, window_iou
 
 __all__ = [
@@ -43,6 +46,8 @@ __all__ = [
     "format_reward",
     "format_thought_reward",
     "is_correct",
+    "longvila_r1_accuracy",
+    "longvila_r1_format",
     "love_r1_accuracy",
     "love_r1_format_published",
     "normalise",
@@ -65,11 +70,7 @@ def format_reward(facts: StepFacts) -> float:
 
 
 def format_thought_reward(facts: StepFacts) -> float:
-    """1.0 when the step's call ran and a thought came with it, else 0.0.
-
-    LongVILA-R1's format reward: the whole message is `<think>…</think>` and `<answer>…</answer>`. There an empty
-    thought counts; here it is none.
-    """
+    """1.0 when the step's call ran and a thought came with it, else 0.0."""
     return 1.0 if facts.outcome == "ok" and facts.thought else 0.0
 
 
@@ -181,6 +182,50 @@ def love_r1_format_published(facts: StepFacts) -> float:
     `love_r1`. For reproducing that behaviour, and for nothing else.
     """
     return 1.0 if facts.outcome in ("ok", "no_call") else 0.0
+
+
+def longvila_r1_format(facts: StepFacts) -> float:
+    """LongVILA-R1's format reward: 1.0 when the message is `<think>…</think>`, blanks, `<answer>…</answer>`, else 0.0.
+
+    The rule of its reward function `r1v`: nothing may stand before, between or after the two, not even a last line
+    break; what is in them, if anything, does not matter, and whether the answer can be taken does not either.
+    """
+    said = facts.text
+    framed = said.startswith("<think>") and said.endswith("</answer>")
+    return 1.0 if framed and _BETWEEN.search(said[len("<think>") : -len("</answer>")]) else 0.0
+
+
+def longvila_r1_accuracy(facts: StepFacts) -> float | None:
+    """LongVILA-R1's accuracy reward (`r1v`): the message is searched for an answer, whatever its format.
+
+    The answer is what stands in the first `<answer>…</answer>`, wherever that is, up to its first full stop and without
+    blanks; in a message without such a pair it is the whole message. With options it is right when it is the gold
+    letter, in either case, bare or in brackets, and a text is not (r1v also takes what computer algebra finds equal
+    to it). Departure, for tasks without options: there r1v would cut "3.14" to "3"; here the whole of it is compared
+    as `answer` does. None when that cannot be told. For tasks of one message: every message is scored.
+    """
+    task, said = facts.task, facts.text
+    if not task.options:
+        found = _in_answer_tags(said)
+        correct = is_correct(task, Answer(None, said.strip() if found is None else found))
+        return None if correct is None else float(correct)
+    if task.gold_choice is None:
+        return None
+    found = _in_answer_tags(said.replace("\n", "").replace(" ", ""))
+    given = said.strip() if found is None else found.strip().partition(".")[0]
+    letter = _LETTER.fullmatch(given)
+    return float(letter is not None and next(filter(None, letter.groups())).upper() == task.gold_choice)
+
+
+_BETWEEN = re.compile(r"</think>\s*<answer>")
+_LETTER = re.compile(r"([A-Za-z])|[(\[]([A-Za-z])[)\]]")
+
+
+def _in_answer_tags(text: str) -> str | None:
+    """What stands in the first `<answer>…</answer>` of a text; None without one."""
+    _, _, rest = text.partition("<answer>")
+    inside, closed, _ = rest.partition("</answer>")
+    return inside if closed else None
 
 
 DEFAULT_REWARDS: dict[str, RewardFn] = {"format": format_reward, "zoom": zoom_reward, "answer": answer_reward}

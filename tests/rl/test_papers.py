@@ -10,9 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from closeup.agent.episode import run_episodes
+from closeup.agent.policies.scripted import ScriptedPolicy
+from closeup.agent.preset import get_preset
+from closeup.agent.replay import replay
+from closeup.agent.task import Task
+from closeup.agent.trajectory import Trajectory
 from closeup.rl.config import GRPOConfig
 from closeup.rl.configfile import load_config
 from closeup.rl.losses import TargetBatch, pair_weights, policy_loss
+from closeup.rl.reward_config import build_rewards
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -58,3 +65,67 @@ def test_longvila_r1_has_the_loss_of_its_code(advantage: float, log_ratio: float
         clipped = torch.minimum(clipped, torch.tensor(-advantage * 3.0))
     kl = torch.tensor(gap).exp() - gap - 1
     assert loss.item() == pytest.approx((clipped + 0.01 * kl).item(), rel=1e-6)
+
+
+def spoken(task: Task, message: str) -> Trajectory:
+    """One message under the preset of LongVILA-R1, with its rewards; replay gives them again."""
+    rewards = build_rewards("longvila_r1").immediate
+    (done,) = run_episodes([task], ScriptedPolicy([message]), preset=get_preset("longvila_r1"), rewards=rewards)
+    assert replay(done, rewards=rewards).same
+    return done
+
+
+def total(trajectory: Trajectory) -> float:
+    weights = build_rewards("longvila_r1").weights
+    (step,) = trajectory.steps
+    return sum(weight * (step.rewards[name] or 0.0) for name, weight in weights.items())
+
+
+@pytest.mark.parametrize(
+    ("message", "reward"),
+    [
+        ("<think>It is blue.</think><answer>B</answer>", 1.0),
+        ("<think>It is blue.</think>\n\n<answer> b </answer>", 1.0),
+        ("<think></think><answer>B</answer>", 1.0),  # an empty thought counts
+        ("<think>a</think><answer>B. the blue one</answer>", 1.0),  # up to the first full stop
+        ("<think>a</think><answer>(B)</answer>", 1.0),
+        ("<think>a</think><answer>A</answer>", 0.1),
+        ("<think>a</think><answer>blue</answer>", 0.1),  # a letter is asked for
+        ("<think>a</think><answer>B)</answer>", 0.1),
+        ("<think>a</think><answer></answer>", 0.1),
+        ("<think>a</think><answer>A</answer><answer>B</answer>", 0.1),  # the first counts; the whole fits the pattern
+        ("So: <answer>B</answer>", 0.9),  # accuracy is read from anywhere
+        ("<answer>B</answer>", 0.9),
+        ("<think>a</think> so <answer>B</answer>", 0.9),
+        ("<think>a</think><answer>B</answer> I am sure.", 0.9),
+        ("<think>a</think><answer>B</answer>\n", 0.9),
+        ("<think>a <answer>B</answer></think>", 0.9),
+        ("B", 0.9),  # a message without the pair is the answer itself
+        (" (b)\n", 0.9),
+        ("B.", 0.0),
+        ("<answer>B", 0.0),
+        ("It is B", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_longvila_r1_rewards_a_message_as_its_code_does(task: Task, message: str, reward: float) -> None:
+    asked = task.model_copy(update={"options": ("red", "blue"), "answer": "blue"})
+    assert total(spoken(asked, message)) == pytest.approx(reward)
+
+
+@pytest.mark.parametrize(
+    ("kind", "gold", "message", "accuracy"),
+    [
+        ("numeric", "3.14", "<think>a</think><answer>3.14</answer>", 1.0),
+        ("numeric", "3.14", "<answer>3</answer>", 0.0),
+        ("text", "At the door", "It is: <answer>at the door.</answer>", 1.0),
+        ("text", "At the door", "at the door", 1.0),
+        ("ocr", "EXIT", "<answer>EXIT</answer>", None),  # a matter of degree, which r1v does not measure
+        ("text", None, "<answer>a</answer>", None),
+    ],
+)
+def test_longvila_r1_without_options(
+    task: Task, kind: str, gold: str | None, message: str, accuracy: float | None
+) -> None:
+    asked = task.model_copy(update={"options": (), "answer": gold, "answer_kind": kind})
+    assert spoken(asked, message).steps[0].rewards["answer"] == accuracy

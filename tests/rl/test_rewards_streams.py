@@ -151,7 +151,7 @@ def test_the_environment_tells_what_a_step_cost_and_said(make_video: Any) -> Non
     ("outcome", "thought", "reward"),
     [("ok", "red", 1.0), ("ok", "", 0.0), ("no_call", "red", 0.0), ("refused", "r", 0.0)],
 )
-def test_longvila_r1_format(outcome: str, thought: str, reward: float) -> None:
+def test_a_format_reward_that_asks_for_a_thought(outcome: str, thought: str, reward: float) -> None:
     assert format_thought_reward(facts(outcome=outcome, thought=thought)) == reward
 
 
