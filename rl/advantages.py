@@ -5,22 +5,39 @@ over the tokens of step t. Streams that the weights do not name train nothing (t
 
 What an unscored reward (NaN) means, in every estimator
 - It contributes nothing to a return. A return in which nothing was scored is no return: where a rollout has no scored
-  reward in a stream from step t on, it gets 0 from that stream at t and is left out of the baseline of the others.
+  reward in a stream (from step t on; in the episode), it gets 0 from that stream and is left out of the others'
+  baseline in it. Streams are compared one by one and then added up, also where one number per episode comes of it, so
+  that an answer whose judge failed is not a wrong answer, whatever else was scored. (TRL adds such a reward as 0; the
+  papers' rules leave out a step or an episode that lacks one of their two rewards.)
 - So "not scored" stands for "as good as the others", not for 0. A stream that is scored only after some actions (a
   zoom reward exists only for zooms) compares the rollouts that took them, and says nothing about whether to take them.
   To make it say that, score the other actions, with 0 or whatever they are worth.
+- Where a return has several rewards and some of them are unscored, they are left out of the sum: a stream that scores
+  several steps by something that can fail is best made to score all of them or none.
 
 Invariants
 1. A step that was not reached, or does not count, has advantage 0 and changes no other number.
 2. `decoupled` at step t never contains a reward earned before t.
 3. Rollouts are exchangeable: permuting them permutes the result.
-4. Where all rollouts have equal returns, the advantage is exactly 0 (of `remax`: equal to the greedy one's).
+4. Where all rollouts have equal returns in every stream, the advantage is exactly 0 (of `remax`: equal to the greedy
+   one's). Where streams that differ add up to equal numbers it is 0 up to rounding, which `has_signal` does not count.
 
 Bias. An estimator is unbiased when the expected sum of advantage times gradient of the log-probability is the gradient
-of the expected return. `decoupled`, `episode_sum` and `outcome_only` with scale_rewards="none", `rloo` and `remax` are,
-as long as every return is scored and nobody is alone at a step (who is alone learns nothing, which shortens the
-gradient of late steps). `dr_grpo` is up to the factor (G - 1)/G. Dividing by a standard deviation in which the rollout
-itself had a part (`grpo`, "group" scaling) is not, in general. `turn_level` is biased however many rollouts there are.
+of the expected return. tests/rl/test_advantages_gradients.py enumerates every group there can be in small problems and finds:
+- unbiased: `rloo`, `remax`, and with scale_rewards="none" `episode_sum`, `outcome_only` (of the outcome's return) and
+  `decoupled`, as long as every return is scored. Who is alone at a step learns nothing from it, which shortens
+  `decoupled`'s gradient of that step by the chance of having company;
+- `dr_grpo`: (G - 1)/G times the gradient, because a rollout has a part in its own baseline;
+- divided by a standard deviation s (`grpo`, scale_rewards="group"): each group's estimate is the unscaled one over
+  max(s, floor), or over s + eps. Where the returns take two values, what is expected is the gradient times the one
+  number E[s^2 / max(s, floor)] / E[s^2] (`grpo`: E[s^2 / (s + eps)] / E[s^2] (G - 1)/G): its direction is right, and
+  tasks of middling difficulty weigh less than they should. With more values the direction is off as well. A `std_floor`
+  above every s leaves nothing but the constant 1 / std_floor;
+- `reinforce_plus_plus`, before the division: short of the gradient of the expected mean return of the batch's steps,
+  divided by the number of rollouts in the batch;
+- `love_r1`: scaled as `grpo`, per step, by those who reached it; a look's credit lacks the format reward of later
+  steps. `longvila_r1`: as `grpo`;
+- `turn_level` loses what going on leads to, however many rollouts there are.
 """
 
 from __future__ import annotations
@@ -37,11 +54,12 @@ from closeup.rl.returns import (
     Gamma,
     ScaleRewards,
     Weights,
+    add_streams,
     check_scale,
     deviations,
     discount,
     divisor,
-    episode_numbers,
+    episode_sums,
     gammas,
     leave_one_out,
     normalised,
@@ -111,15 +129,18 @@ def episode_sum(
 ) -> Array:
     """The same streams as one number per episode: all weighted rewards added up, against the others' mean.
 
-        A[i,t] = (R_i - mean over j != i of R_j) / s,  R_i = sum over k, t of w_k r[i,t,k]
+        A[i,t] = sum over k of w_k (R_ik - mean over j != i of R_jk) / s,  R_ik = sum over t of r[i,t,k]
 
-    Baseline, scale and floor are those of `decoupled`, so that only the credit differs: every step of an episode gets
-    the credit of all of them. An episode in which nothing was scored has no number: 0, and left out. Raises as
-    `decoupled`.
+    Baseline and floor are those of `decoupled`, so that only the credit differs: every step of an episode gets the
+    credit of all of them. Where every stream is scored, the sum is R_i - mean over j != i of R_j, R_i the weighted sum.
+    s is the standard deviation of the rollouts' weighted sums (one number per group), an unscored stream counting there
+    as the mean of the scored ones. An episode in which nothing was scored has no number: 0, and left out of s. Raises
+    as `decoupled`.
     """
-    numbers, have = episode_numbers(group, weights)
-    advantages = leave_one_out(numbers, have) / divisor(numbers, have, scale_rewards, std_floor)
-    return to_steps(advantages, group)
+    sums, scored = episode_sums(group, weights)
+    apart = np.stack([leave_one_out(of_stream, have) for of_stream, have in zip(sums, scored, strict=True)])
+    scale = divisor(*add_streams(sums, scored, weights), scale_rewards, std_floor)
+    return to_steps((weight_column(weights)[:, 0] * apart).sum(axis=0) / scale, group)
 
 
 def outcome_only(
@@ -146,21 +167,22 @@ def rloo(group: GroupRewards, weights: Weights) -> Array:
 def grpo(group: GroupRewards, weights: Weights, *, eps: float = 1e-4) -> Array:
     """GRPO: one number per episode, (R_i - mean R) / (std R + eps), the rollout itself included in both.
 
+    R_i is the weighted sum of the streams, an unscored one counting as the mean of the rollouts that it is scored for.
+
     DeepSeekMath (Shao et al. 2024, arXiv 2402.03300, section 4.1.2, outcome supervision). The standard deviation is
     Bessel-corrected and eps added to it, as TRL does. A rollout alone in its group gets 0.
     """
-    numbers, have = episode_numbers(group, weights)
-    return to_steps(normalised(numbers, have, eps), group)
+    return to_steps(normalised(*add_streams(*episode_sums(group, weights), weights), eps), group)
 
 
 def dr_grpo(group: GroupRewards, weights: Weights) -> Array:
     """Dr. GRPO: one number per episode minus the group's mean, not scaled (Liu et al. 2025, arXiv 2503.20783, sec. 3).
 
-    This is (G - 1)/G times `rloo`: the rollout is part of its own baseline. The paper's other half, the constant
+    This is (G - 1)/G times `rloo`: the rollout is part of its own baseline. An unscored stream is as in `grpo`. The
+    paper's other half, the constant
     divisor of the loss, is `loss_type="dr_grpo"` in `closeup.rl.losses`.
     """
-    numbers, have = episode_numbers(group, weights)
-    return to_steps(deviations(numbers, have)[0], group)
+    return to_steps(deviations(*add_streams(*episode_sums(group, weights), weights))[0], group)
 
 
 def turn_level(
@@ -192,31 +214,27 @@ def reinforce_plus_plus(groups: Sequence[GroupRewards], weights: Weights, *, gam
 
     Hu et al. 2025, arXiv 2501.03262 (there per token with the KL penalty inside the reward; here the KL is
     part of the loss and each step counts once, however long its message). Give all groups of all ranks: the estimator
-    has no other baseline. Returns one (G, T) per group. Raises as `decoupled`.
+    has no other baseline. A stream without a return at a step counts there as its mean over the steps that have one.
+    Returns one (G, T) per group. Raises as `decoupled`.
     """
     if not groups:
         return []
-    all_returns, all_have = [], []
-    for group in groups:
-        values = group.values[weighted_rows(group, weights)]
-        have = ~np.isnan(values)
-        summed = np.where(have.any(axis=0), (weight_column(weights) * np.where(have, values, 0.0)).sum(axis=0), np.nan)
-        returns, scored = returns_to_go(summed[None], group.reached, np.full(1, discount(gamma)))
-        all_returns.append(returns[0])
-        all_have.append(scored[0])
-    flat = np.concatenate([returns.ravel() for returns in all_returns])
-    have = np.concatenate([scored.ravel() for scored in all_have])
+    discounts = np.full(len(weights), discount(gamma))
+    found = [returns_to_go(g.values[weighted_rows(g, weights)], g.reached, discounts) for g in groups]
+    returns = np.concatenate([of_group.reshape(len(weights), -1) for of_group, _ in found], axis=1)
+    scored = np.concatenate([of_group.reshape(len(weights), -1) for _, of_group in found], axis=1)
+    flat, have = add_streams(returns, scored, weights)
     flat = normalised(flat, have, 1e-8)
-    cuts = np.cumsum([returns.size for returns in all_returns])[:-1]
-    return [part.reshape(returns.shape) for part, returns in zip(np.split(flat, cuts), all_returns, strict=True)]
+    cuts = np.cumsum([group.reached.size for group in groups])[:-1]
+    return [part.reshape(group.reached.shape) for part, group in zip(np.split(flat, cuts), groups, strict=True)]
 
 
 def remax(group: GroupRewards, weights: Weights, *, greedy: GroupRewards) -> Array:
     """ReMax: one number per episode minus that of the task's greedy rollout (Li et al. 2023, arXiv 2310.10505).
 
     Args:
-        greedy: the rewards of the one greedy rollout, in the same streams. If nothing in it was scored or counts, there
-            is no baseline, and every advantage is 0.
+        greedy: the rewards of the one greedy rollout, in the same streams. A stream that is not scored in it has no
+            baseline and trains nothing; if nothing in it was scored or counts, every advantage is 0.
 
     Raises as `decoupled`, and `ValueError` when `greedy` does not hold one rollout.
     """
@@ -225,9 +243,10 @@ def remax(group: GroupRewards, weights: Weights, *, greedy: GroupRewards) -> Arr
             f"greedy holds the one greedy rollout of the group's task, got {greedy.reached.shape[0]} rollouts; run each"
             " task once at temperature 0"
         )
-    numbers, have = episode_numbers(group, weights)
-    baseline, known = episode_numbers(greedy, weights)
-    return to_steps(np.where(have & known[0], numbers - baseline[0], 0.0), group)
+    sums, scored = episode_sums(group, weights)
+    baseline, known = episode_sums(greedy, weights)
+    apart = np.where(scored & known, sums - baseline, 0.0)
+    return to_steps((weight_column(weights)[:, 0] * apart).sum(axis=0), group)
 
 
 ESTIMATORS: Mapping[str, Callable[..., Any]] = {

@@ -81,12 +81,23 @@ def divisor(numbers: Array, have: Mask, scale_rewards: ScaleRewards, floor: floa
     return np.asarray(np.maximum(pooled, floor))
 
 
-def episode_numbers(group: GroupRewards, weights: Weights) -> tuple[Array, Mask]:
-    """All weighted rewards of each episode added up, (G,), and where anything was scored."""
+def episode_sums(group: GroupRewards, weights: Weights) -> tuple[Array, Mask]:
+    """Per weighted stream the rewards of each episode added up, (K, G), and where any was scored; 0 elsewhere."""
     values = group.values[weighted_rows(group, weights)]
     have = ~np.isnan(values)
-    numbers = (weight_column(weights) * np.where(have, values, 0.0)).sum(axis=(0, 2))
-    return np.asarray(numbers), np.asarray(have.any(axis=(0, 2)))
+    return np.where(have, values, 0.0).sum(axis=2), np.asarray(have.any(axis=2))
+
+
+def add_streams(numbers: Array, have: Mask, weights: Weights) -> tuple[Array, Mask]:
+    """Numbers by stream as one number per rollout: (K, G) to (G,), and where any stream has one.
+
+    A rollout that a stream says nothing of counts there as the mean of those that it does speak of, so that it deviates
+    by what was scored of it and by nothing else. Where every stream speaks of every rollout this is the weighted sum.
+    """
+    means = np.where(have, numbers, 0.0).sum(axis=1, keepdims=True) / np.maximum(have.sum(axis=1, keepdims=True), 1)
+    added = (weight_column(weights)[:, 0] * np.where(have, numbers, means)).sum(axis=0)
+    spoken = np.asarray(have.any(axis=0))
+    return np.where(spoken, added, 0.0), spoken
 
 
 def to_steps(advantages: Array, group: GroupRewards) -> Array:

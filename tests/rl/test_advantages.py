@@ -1,15 +1,15 @@
-"""Advantage estimators: their formulas against loops, what they promise, and whether their gradient is the true one."""
+"""Advantage estimators: their formulas against loops, and what they promise. Gradients: test_advantages_gradients."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from closeup.rl.advantages import (
@@ -28,11 +28,11 @@ from closeup.rl.advantages import (
     reinforce_plus_plus,
     remax,
     rloo,
-    turn_level,
 )
 from closeup.rl.credit import Array, GroupRewards
 
 Rows = Sequence[Sequence[float | None]]
+relaxed = settings(deadline=None)  # the machine may be busy
 ONE_GROUP = [name for name in ESTIMATORS if name not in ("reinforce_plus_plus", "remax")]
 
 
@@ -90,6 +90,7 @@ def by_loops(group: GroupRewards, weights: Mapping[str, float], gamma: float, sc
     return total
 
 
+@relaxed
 @given(groups(), st.sampled_from([0.0, 0.5, 1.0]), st.booleans(), st.sampled_from([0.01, 0.6]))
 def test_decoupled_is_its_formula(group: GroupRewards, gamma: float, scaled: bool, floor: float) -> None:
     weights = {"answer": 1.0, "zoom": 0.3, "format": -0.5}
@@ -99,6 +100,7 @@ def test_decoupled_is_its_formula(group: GroupRewards, gamma: float, scaled: boo
 
 
 @pytest.mark.parametrize("name", ONE_GROUP)
+@relaxed
 @given(group=groups(), data=st.data())
 def test_rollouts_are_exchangeable(name: str, group: GroupRewards, data: st.DataObject) -> None:
     order = data.draw(st.permutations(range(len(group.reached))))
@@ -108,6 +110,7 @@ def test_rollouts_are_exchangeable(name: str, group: GroupRewards, data: st.Data
 
 
 @pytest.mark.parametrize("name", ONE_GROUP)
+@relaxed
 @given(group=groups())
 def test_what_does_not_count_gets_0_and_changes_nothing(name: str, group: GroupRewards) -> None:
     compute = with_defaults(name)
@@ -123,6 +126,7 @@ def test_what_does_not_count_gets_0_and_changes_nothing(name: str, group: GroupR
     assert (compute(more)[rollouts] == 0).all()
 
 
+@relaxed
 @given(groups(), st.lists(st.floats(-5, 5), min_size=4, max_size=4), st.sampled_from(["group", "none"]))
 def test_a_constant_stream_contributes_exactly_nothing(
     group: GroupRewards, levels: list[float], scale_rewards: Any
@@ -136,6 +140,7 @@ def test_a_constant_stream_contributes_exactly_nothing(
     assert (episode_sum(constant, {"zoom": 1.0}) == 0).all() and (grpo(constant, {"zoom": 1.0}) == 0).all()
 
 
+@relaxed
 @given(groups(), st.integers(0, 3), st.sampled_from([0.5, 1.0]))
 def test_no_reward_that_was_earned_before(group: GroupRewards, t: int, gamma: float) -> None:
     values = np.array(group.values)
@@ -201,17 +206,31 @@ def test_discounts_by_stream() -> None:
     np.testing.assert_allclose(found[0], [802, 804, 808])
 
 
+def added(returns: Mapping[str, Sequence[float]], weights: Mapping[str, float]) -> tuple[list[float], list[bool]]:
+    """Streams as one number for each return: weighted, and what a stream does not say is the mean of what it says."""
+    length = len(next(iter(returns.values())))
+    numbers, spoken = [0.0] * length, [False] * length
+    for name, weight in weights.items():
+        said = [value for value in returns[name] if not math.isnan(value)]
+        for i, value in enumerate(returns[name]):
+            spoken[i] |= not math.isnan(value)
+            numbers[i] += weight * (sum(said) / max(1, len(said)) if math.isnan(value) else value)
+    return numbers, spoken
+
+
+def to_go(group: GroupRewards, name: str, i: int, t: int, gamma: float = 1.0) -> float:
+    """One stream's return from a step on; NaN where nothing was scored."""
+    ahead = [(u, float(r)) for u, r in enumerate(group.stream(name)[i, t:]) if not math.isnan(r)]
+    return sum(gamma**u * r for u, r in ahead) if ahead else math.nan
+
+
+@relaxed
 @given(groups(), groups())
 def test_normalising_estimators_are_their_formulas(one: GroupRewards, two: GroupRewards) -> None:
     weights = {"format": 0.5, "answer": 2.0}
-    numbers = [
-        [sum(w * np.nansum(g.stream(n)[i]) for n, w in weights.items()) for i in range(len(g.reached))]
-        for g in (one, two)
-    ]
-    scored = [
-        [any(~np.isnan(g.stream(n)[i]).all() for n in weights) for i in range(len(g.reached))] for g in (one, two)
-    ]
-    for group, number, have in zip((one, two), numbers, scored, strict=True):
+    for group in (one, two):
+        sums = {name: [to_go(group, name, i, 0) for i in range(len(group.reached))] for name in weights}
+        number, have = added(sums, weights)
         some = [x for x, h in zip(number, have, strict=True) if h]
         mean, std = (np.mean(some), np.std(some, ddof=1)) if len(some) > 1 else (number, 0.0)
         wanted = np.where(have, np.subtract(number, mean), 0.0)
@@ -220,24 +239,68 @@ def test_normalising_estimators_are_their_formulas(one: GroupRewards, two: Group
             grpo(group, weights), wanted[:, None] / (std + 1e-4) * group.reached, rtol=1e-6, atol=1e-9
         )
 
-    returns = []
-    for group in (one, two):
-        rollouts, steps = group.reached.shape
-        for i, t in itertools.product(range(rollouts), range(steps)):
-            ahead = [(u - t, n) for u in range(t, steps) for n in weights if not np.isnan(group.stream(n)[i, u])]
-            value = sum(0.9**u * weights[n] * group.stream(n)[i, t + u] for u, n in ahead)
-            returns.append(value if ahead and group.reached[i, t] else math.nan)
-    some = [value for value in returns if not math.isnan(value)]
+    steps = [(g, i, t) for g in (one, two) for i, t in np.ndindex(*g.reached.shape)]
+    returns = {n: [to_go(g, n, i, t, 0.9) if g.reached[i, t] else math.nan for g, i, t in steps] for n in weights}
+    number, have = added(returns, weights)
+    some = [x for x, h in zip(number, have, strict=True) if h]
     mean, std = (np.mean(some), np.std(some, ddof=1)) if len(some) > 1 else (some[0] if some else 0.0, 1.0)
     found = np.concatenate([part.ravel() for part in reinforce_plus_plus([one, two], weights, gamma=0.9)])
-    np.testing.assert_allclose(found, np.nan_to_num((np.array(returns) - mean) / (std + 1e-8)), rtol=1e-5, atol=1e-6)
+    wanted = np.where(have, (np.array(number) - mean) / (std + 1e-8), 0.0)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+@relaxed
+@given(groups(), st.booleans())
+def test_episode_sum_is_its_formula(group: GroupRewards, scaled: bool) -> None:
+    weights = {"format": 0.5, "answer": 2.0}
+    sums = {name: [to_go(group, name, i, 0) for i in range(len(group.reached))] for name in weights}
+    wanted = np.zeros(len(group.reached))
+    for name, weight in weights.items():
+        for i, own in enumerate(sums[name]):
+            others = [r for j, r in enumerate(sums[name]) if j != i and not math.isnan(r)]
+            if others and not math.isnan(own):
+                wanted[i] += weight * (own - sum(others) / len(others))
+    some = [x for x, have in zip(*added(sums, weights), strict=True) if have]
+    scale = max(0.1, float(np.std(some, ddof=1)) if len(some) > 1 else 0.0) if scaled else 1.0
+    found = episode_sum(group, weights, scale_rewards="group" if scaled else "none")
+    np.testing.assert_allclose(found, (wanted / scale)[:, None] * group.reached, atol=1e-9)
+    if not scaled:
+        np.testing.assert_array_equal(found, rloo(group, weights))
+
+
+WITH_JUDGE = {"format": 0.2, "judge": 1.0}
+
+
+def judged(*verdicts: float | None) -> GroupRewards:
+    return make({"format": [[1.0] for _ in verdicts], "judge": [[verdict] for verdict in verdicts]})
+
+
+@pytest.mark.parametrize("name", ["decoupled", "episode_sum", "rloo", "grpo", "dr_grpo", "reinforce_plus_plus"])
+def test_an_answer_whose_judge_failed_is_not_a_wrong_one(name: str) -> None:
+    """However many other streams are scored: nobody knows what it is worth, and the rest are compared as without it."""
+    (found,) = estimate(name, [judged(1, 1, 1, None)], WITH_JUDGE)
+    assert (found == 0).all()  # all that were judged are right
+    (found,) = estimate(name, [judged(1, 0, 0, None)], WITH_JUDGE)
+    assert found[3] == pytest.approx(0, abs=1e-15) and found[0] > 0.3 and found[1] < 0
+    (without,) = estimate(name, [judged(1, 0, 0)], WITH_JUDGE)
+    same = found[:3, 0] @ without[:, 0] / np.linalg.norm(found) / np.linalg.norm(without)
+    assert same == pytest.approx(1)
+    if name in ("rloo", "dr_grpo"):
+        np.testing.assert_allclose(found[:3], without)
+
+
+def test_remax_leaves_a_stream_without_a_greedy_verdict_out() -> None:
+    group = judged(1, 0, None)
+    np.testing.assert_allclose(remax(group, WITH_JUDGE, greedy=judged(0)), [[1], [0], [0]])
+    assert (remax(group, WITH_JUDGE, greedy=judged(None)) == 0).all()  # and not +1 for who was judged right
 
 
 def test_remax_subtracts_the_greedy_rollout() -> None:
     group = make({"zoom": [[1, 0], [0]], "answer": [[None, 1], [None]]})
     weights = {"zoom": 1.0, "answer": 10.0}
     greedy = make({"zoom": [[1, 1, 1]], "answer": [[None, None, None]]})
-    np.testing.assert_allclose(remax(group, weights, greedy=greedy), [[8, 8], [-3, 0]])
+    # the greedy one has no answer: nobody is compared in that stream
+    np.testing.assert_allclose(remax(group, weights, greedy=greedy), [[-2, -2], [-3, 0]])
     silent = make({"zoom": [[None]], "answer": [[None]]})
     assert (remax(group, weights, greedy=silent) == 0).all()
     with pytest.raises(ValueError, match="got 2 rollouts"):
@@ -379,113 +442,3 @@ def test_what_an_estimator_does_not_take_is_refused(name: str, options: dict[str
     weights = options.pop("weights", {"answer": 1.0})
     with pytest.raises(ValueError, match=words):
         estimate(name, [group], weights, **options)
-
-
-# ---- the true gradient ----------------------------------------------------------------------------------------------
-#
-# Step 0: go on with probability P. Step 1, if there is one: say 1 with probability Q. A step taken earns 1 in `zoom`;
-# the answer is worth what was said, or HERE for stopping. Gradients are with respect to the two logits; each group's
-# estimate is the mean over rollouts of advantage times gradient of the log-probability. Expectations are exact: every
-# group there can be, weighted with its probability.
-
-P, Q, HERE, ROLLOUTS = 0.3, 0.8, 0.4, 5
-WEIGHTS = {"zoom": 0.7, "answer": 2.0}
-TRUE = (P * (1 - P) * (0.7 + 2.0 * (Q - HERE)), P * Q * (1 - Q) * 2.0)
-GREEDY = make({"zoom": [[0.0]], "answer": [[HERE]]})  # stops
-PATHS: list[tuple[float, list[float | None], list[float | None], tuple[float, float]]] = [
-    (1 - P, [0.0], [HERE], (-P, 0.0)),
-    (P * (1 - Q), [0.0, 1.0], [None, 0.0], (1 - P, -Q)),
-    (P * Q, [0.0, 1.0], [None, 1.0], (1 - P, 1 - Q)),
-]
-
-
-def everything(stopping: float | None = 0.0) -> Iterator[tuple[float, GroupRewards, Array]]:
-    """Each possible group with its probability and gradients of log-probabilities (G, 2 steps)."""
-    for chosen in itertools.product(PATHS, repeat=ROLLOUTS):
-        zoom: list[list[float | None]] = [[stopping, *path[1][1:]] for path in chosen]
-        group = make({"zoom": zoom, "answer": [path[2] for path in chosen]})
-        yield math.prod(path[0] for path in chosen), group, np.array([path[3] for path in chosen])
-
-
-def expected(estimator: Callable[[GroupRewards], Array], **options: Any) -> tuple[float, float]:
-    """Expected gradient with respect to the logits of step 0 and of step 1."""
-    total = np.zeros(2)
-    for probability, group, gradients in everything(**options):
-        advantages = estimator(group)
-        for t in range(advantages.shape[1]):
-            total[t] += probability * (advantages[:, t] * gradients[:, t]).mean()
-    return float(total[0]), float(total[1])
-
-
-@pytest.mark.parametrize(
-    "estimator",
-    [
-        lambda g: episode_sum(g, WEIGHTS, scale_rewards="none"),
-        lambda g: rloo(g, WEIGHTS),
-        lambda g: remax(g, WEIGHTS, greedy=GREEDY),
-        lambda g: dr_grpo(g, WEIGHTS) * ROLLOUTS / (ROLLOUTS - 1),
-    ],
-    ids=["episode_sum", "rloo", "remax", "dr_grpo times G/(G-1)"],
-)
-def test_episode_level_estimators_have_the_true_gradient(estimator: Callable[[GroupRewards], Array]) -> None:
-    assert expected(estimator) == pytest.approx(TRUE, abs=1e-12)
-
-
-def test_decoupled_has_the_true_gradient_up_to_who_is_alone() -> None:
-    first, second = expected(lambda g: decoupled(g, WEIGHTS, scale_rewards="none"))
-    company = 1 - (1 - P) ** (ROLLOUTS - 1)  # the chance that another rollout reached step 1
-    assert first == pytest.approx(TRUE[0], abs=1e-12)
-    assert second == pytest.approx(TRUE[1] * company, abs=1e-12)
-
-
-def test_outcome_only_has_the_gradient_of_the_outcome() -> None:
-    found = expected(lambda g: outcome_only(g, WEIGHTS, scale_rewards="none"))
-    assert found == pytest.approx((P * (1 - P) * 2.0 * (Q - HERE), TRUE[1]), abs=1e-12)
-
-
-def test_discounting_is_the_gradient_of_the_discounted_return() -> None:
-    first, _ = expected(lambda g: decoupled(g, WEIGHTS, gamma=0.5, scale_rewards="none"))
-    assert first == pytest.approx(P * (1 - P) * (0.5 * 0.7 + 2.0 * (0.5 * Q - HERE)), abs=1e-12)
-
-
-def test_centring_immediate_rewards_per_turn_loses_a_gradient() -> None:
-    for scale in ("none", "group"):
-        only_zoom = expected(lambda g, s=scale: turn_level(g, {"zoom": 1.0}, scale_rewards=s))  # type: ignore[misc]
-        assert only_zoom == pytest.approx((0, 0), abs=1e-12)  # the truth is P (1 - P) = 0.21
-    found = expected(lambda g: turn_level(g, WEIGHTS, scale_rewards="none"))
-    assert abs(found[0] - TRUE[0]) > 0.1 * TRUE[0]
-
-
-def test_an_unscored_stream_says_nothing_about_whether_to_go_on() -> None:
-    """The zoom stream unscored, not 0, for stopping: it does not speak for going on any more, only the answer does."""
-    found = expected(lambda g: decoupled(g, WEIGHTS, scale_rewards="none"), stopping=None)
-    silent = expected(lambda g: decoupled(g, {"answer": 2.0}, scale_rewards="none"))
-    assert found == pytest.approx(silent, abs=1e-12)
-    assert abs(found[0] - TRUE[0]) > 0.1
-
-
-@pytest.mark.parametrize("reward", [1.0, -1.0])
-def test_monte_carlo_on_the_toy_problem(reward: float) -> None:
-    """Go on with probability 1/2 and earn `reward` at the next step: the true gradient is a quarter of it."""
-    draws = np.random.default_rng(7)
-    goes = draws.random((2500, 8)) < 0.5
-    made = [make({"zoom": [[0.0, reward] if on else [0.0] for on in row]}) for row in goes]
-    gradients = np.where(goes, 0.5, -0.5)
-
-    def error(advantages: Sequence[Array], scale: float = 1.0) -> float:
-        """Distance of the estimate from the true gradient, in standard errors."""
-        per_group = scale * (np.stack([a[:, 0] for a in advantages]) * gradients).mean(axis=1)
-        assert 0 < per_group.std() < 0.5 or scale == 0
-        return float(abs(per_group.mean() - 0.25 * reward) / (per_group.std(ddof=1) / math.sqrt(len(per_group))))
-
-    weights = {"zoom": 1.0}
-    assert error(estimate("decoupled", made, weights, scale_rewards="none")) < 4
-    assert error(estimate("episode_sum", made, weights, scale_rewards="none")) < 4
-    assert error(estimate("rloo", made, weights)) < 4
-    assert error(estimate("remax", made, weights, greedy=[make({"zoom": [[0.0]]})] * len(made))) < 4
-    assert error(estimate("dr_grpo", made, weights), 8 / 7) < 4
-    assert error(estimate("dr_grpo", made, weights)) > 4  # short by the factor 7/8, which the test can see
-    spread = np.concatenate([np.where(on, reward, 0.0).repeat(1 + int(on)) for on in goes.ravel()]).std(ddof=1)
-    assert error(estimate("reinforce_plus_plus", made, weights), float(spread)) < 4
-    biased = estimate("turn_level", made, weights, scale_rewards="none")
-    assert max(np.abs(a).max() for a in biased) == 0  # nothing at all is left of the gradient
