@@ -23,15 +23,16 @@ Invariants
    one's). Where streams that differ add up to equal numbers it is 0 up to rounding, which `has_signal` does not count.
 
 Bias. An estimator is unbiased when the expected sum of advantage times gradient of the log-probability is the gradient
-of the expected return. tests/rl/test_advantages_gradients.py enumerates every group there can be in small problems and finds:
+of the expected return. tests/rl/test_advantages_gradients.py enumerates every group there can be in small problems and
+finds:
 - unbiased: `rloo`, `remax`, and with scale_rewards="none" `episode_sum`, `outcome_only` (of the outcome's return) and
   `decoupled`, as long as every return is scored. Who is alone at a step learns nothing from it, which shortens
   `decoupled`'s gradient of that step by the chance of having company;
 - `dr_grpo`: (G - 1)/G times the gradient, because a rollout has a part in its own baseline;
 - divided by a standard deviation s (`grpo`, scale_rewards="group"): each group's estimate is the unscaled one over
-  max(s, floor), or over s + eps. Where the returns take two values, what is expected is the gradient times the one
-  number E[s^2 / max(s, floor)] / E[s^2] (`grpo`: E[s^2 / (s + eps)] / E[s^2] (G - 1)/G): its direction is right, and
-  tasks of middling difficulty weigh less than they should. With more values the direction is off as well. A `std_floor`
+  max(s, floor), or over s + eps. Of one message whose reward takes two values the expectation is the gradient times
+  the one number E[s^2 / max(s, floor)] / E[s^2] (`grpo`: E[s^2 / (s + eps)] / E[s^2] (G - 1)/G): its direction is right, and
+  tasks of middling difficulty weigh less than they should. With more values or steps the direction is off, too. A `std_floor`
   above every s leaves nothing but the constant 1 / std_floor;
 - `reinforce_plus_plus`, before the division: short of the gradient of the expected mean return of the batch's steps,
   divided by the number of rollouts in the batch;
