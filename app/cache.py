@@ -1,7 +1,8 @@
 """`closeup cache`: encode a task file's clips ahead of training, see what is kept, remove it.
 
 `build` walks the tasks in order; what is there already is skipped without decoding or encoding, so a build that was
-stopped goes on where it was, and several may run at once. It never makes room by removing: a full cache ends it.
+stopped goes on where it was, and several may run at once. It never makes room by removing: a full cache ends it, and
+less room than is taken is refused.
 """
 
 from __future__ import annotations
@@ -76,8 +77,7 @@ def build(options: BuildOptions) -> int:
 
     tasks = load_tasks(options.tasks)[: options.limit]
     preset = choose_preset(options.model, options.preset, Overrides())
-    if options.max_gib is not None and options.max_gib <= 0:
-        raise BadInput(f"--max-gib is the size of the cache in GiB, above 0; got {options.max_gib:g}")
+    limit = None if options.max_gib is None else _bytes_of(options.max_gib)
     from closeup.agent.environment import VideoQAEnv
     from closeup.agent.models.featurecache import FeatureCache
     from closeup.agent.models.load import load_adapter
@@ -85,7 +85,6 @@ def build(options: BuildOptions) -> int:
 
     if options.evidence and "zoom_clip" not in VideoQAEnv(preset).tools:
         raise BadInput(f"--evidence zooms at the gold windows, and the preset {preset.name!r} has no tool zoom_clip")
-    limit = None if options.max_gib is None else int(options.max_gib * 2**30)
     cache = FeatureCache(options.folder or default_folder(), max_bytes=limit, when_full="refuse")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see `setup.open_policy`
     adapter = load_adapter(options.model, dtype=options.dtype, device=options.device, timestamps=preset.timestamps)
@@ -101,6 +100,15 @@ def build(options: BuildOptions) -> int:
             advance(number)
     _report(done, cache, options)
     return NO_ANSWER if done.failed or done.full else 0
+
+
+def _bytes_of(gib: float) -> int:
+    size = gib * 2**30
+    if not 1 <= size < 2**63:  # false of NaN too
+        raise BadInput(
+            f"--max-gib is the size of the cache in GiB, above 0 (at least one byte) and finite; got {gib:g}"
+        )
+    return int(size)
 
 
 def _fill(
@@ -241,14 +249,23 @@ def show(folder: Path | None, *, check: bool, as_json: bool) -> int:
     return NO_ANSWER if faults else 0
 
 
-def clear(folder: Path | None, *, fingerprint: str, entry: str) -> int:
-    """Remove everything, or one model's features, or one entry, and say what went; 1 when nothing fitted."""
-    cache = _existing(folder)
-    if fingerprint and entry:
+def clear(folder: Path | None, *, fingerprint: str | None = None, entry: str | None = None) -> int:
+    """Remove everything, or one model's features, or one entry, and say what went; 1 when nothing fitted.
+
+    Raises `BadInput` for an empty fingerprint or entry: a shell variable that is not set must not remove everything.
+    """
+    for option, given in (("--fingerprint", fingerprint), ("--entry", entry)):
+        if given is not None and not given.strip():
+            raise BadInput(
+                f"{option} is empty, so nothing was removed; give one that closeup cache ls names, or leave it out to "
+                "remove everything"
+            )
+    if fingerprint is not None and entry is not None:
         raise BadInput("give --fingerprint or --entry, not both")
-    if entry:
+    cache = _existing(folder)
+    if entry is not None:
         removed = cache.clear(name=entry)
-    elif fingerprint:
+    elif fingerprint is not None:
         keys = [
             group.key
             for group in cache.summary()

@@ -397,8 +397,10 @@ def cache_ls(
 @cache.command(name="clear")
 def cache_clear(
     folder: FolderOption = None,
-    fingerprint: Annotated[str, typer.Option("--fingerprint", help="Only this model's features (see ls).")] = "",
-    entry: Annotated[str, typer.Option("--entry", help="Only this entry, as an error named it.")] = "",
+    fingerprint: Annotated[
+        str | None, typer.Option("--fingerprint", help="Only this model's features (see ls).")
+    ] = None,
+    entry: Annotated[str | None, typer.Option("--entry", help="Only this entry, as an error named it.")] = None,
 ) -> None:
     """Remove what is kept, without asking, and say what went."""
     from closeup.app.cache import clear

@@ -2,14 +2,17 @@
 
 It knows nothing of what the files hold; `featurecache.py` does.
 
-Layout: `closeup-cache.json` (what the folder is, and its bound), `features/…` and `records/…` (the entries), `.lock`,
+Layout: `closeup-cache.json` (what the folder is, and its bound), the entries (`features/KEY/maker.json`,
+`features/KEY/KK/KEY.safetensors` and `records/KK/KEY.json`, a KEY being 32 hexadecimal digits and KK 2), `.lock`,
 `.bytes` (how much the entries take) and `.tmp/` (files being written).
 
 Invariants
 1. An entry appears whole or not at all, and never changes: it is written beside, flushed to the disk, then renamed.
 2. The entries take at most `max_bytes`, whoever writes: adding, counting and removing happen under one lock of the
-   folder. Entries that were not used for the longest time go first, or, when told so, nothing more is taken in.
-3. Nothing but a store's own files is ever removed: a folder that holds anything else is refused.
+   folder. Entries that were not used for the longest time go first; or, when told so, nothing more is taken in, and a
+   bound below what is there is refused.
+3. Nothing but a store's own files is ever removed: a folder that holds anything else is refused, and what has come into
+   it since under no name of an entry is passed over.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ DEFAULT_MAX_BYTES = 64 << 30
 ROOTS = ("features", "records")
 SPARE = 16  # when full, a sixteenth of the bound is freed at once: looking through the folder is the slow part
 STALE_SECONDS = 3600.0  # files being written for longer were left by a process that died
-_NAME = re.compile(rf"(?:{'|'.join(ROOTS)})(?:/[0-9a-z]+)+\.[a-z]+")
+_KEY, _PART = "[0-9a-f]{32}", "[0-9a-f]{2}"
+_NAME = re.compile(rf"features/{_KEY}/(?:maker\.json|{_PART}/{_KEY}\.safetensors)|records/{_PART}/{_KEY}\.json")
 
 WhenFull = Literal["evict", "refuse"]
 
@@ -69,6 +73,7 @@ class DiskStore:
 
         Raises:
             CacheError: the folder holds something else, or cannot be read or written.
+            CacheFull: with "refuse", a folder that holds more than `max_bytes`; it stays as it is.
         """
         if max_bytes is not None and max_bytes < 0:
             raise CacheError(f"the size of a cache is a number of bytes from 0 on, got {max_bytes}")
@@ -83,16 +88,16 @@ class DiskStore:
                 remembered = self._read_marker()  # another process may have been faster
                 if remembered is None:
                     self._claim(DEFAULT_MAX_BYTES if max_bytes is None else max_bytes)
-        self.max_bytes = max_bytes if max_bytes is not None else remembered or DEFAULT_MAX_BYTES
         if max_bytes is not None and remembered is not None and remembered != max_bytes:
             with self._locked():
-                self._write_marker(max_bytes)
-                self._evict(max_bytes)
+                self._change_bound(max_bytes)
+        bound = remembered if max_bytes is None else max_bytes
+        self.max_bytes = DEFAULT_MAX_BYTES if bound is None else bound
 
     def path(self, name: str) -> Path:
         """Where an entry is or would be. Raises `ValueError` for what is no name of an entry."""
         if not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is no name of a cache entry; one is e.g. features/0a/0a1b.safetensors")
+            raise ValueError(f"{name!r} is no name of a cache entry; one is e.g. records/0a/{'0a' * 16}.json")
         return self.folder / name
 
     def has(self, name: str) -> bool:
@@ -169,6 +174,15 @@ class DiskStore:
         return len(gone), sum(entry.bytes for entry in gone)
 
     # ---- under the lock --------------------------------------------------------------------------------------------
+
+    def _change_bound(self, bound: int) -> None:
+        if self.when_full == "refuse" and (held := self.size()) > bound:
+            raise CacheFull(
+                f"the cache {self.folder} holds {held} bytes, more than the {bound} it was now told to take at most; "
+                f"give it more room, or make some with: closeup cache clear {self.option}"
+            )
+        self._write_marker(bound)
+        self._evict(bound)
 
     def _take_in(self, path: Path, partial: Path, size: int) -> bool:
         if path.is_file():

@@ -211,16 +211,23 @@ class FeatureCache:
             except (ValueError, KeyError, AttributeError, TypeError) as error:
                 yield self._not_used(entry.name, str(error))
 
-    def clear(self, *, maker: str = "", name: str = "") -> tuple[int, int]:
+    def clear(self, *, maker: str | None = None, name: str | None = None) -> tuple[int, int]:
         """Remove entries; returns their number and bytes.
 
         Args:
             maker: only features whose maker's key begins so. name: only this entry. Neither: everything.
+
+        Raises:
+            ValueError: an empty text, which is more likely a name that got lost than a wish to remove everything.
         """
-        prefix = f"features/{maker}"
+        for option, given in (("maker", maker), ("name", name)):
+            if given == "":
+                raise ValueError(f"{option} is empty; say what to remove, or leave it out (None) to remove everything")
 
         def wanted(entry: Entry) -> bool:
-            return entry.name == name if name else not maker or entry.name.startswith(prefix)
+            if name is not None:
+                return entry.name == name
+            return maker is None or entry.name.startswith(f"features/{maker}")
 
         return self.store.remove(wanted)
 

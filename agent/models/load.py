@@ -95,7 +95,7 @@ def load_adapter(
     Args:
         model: "tiny", "tiny-half", a folder or a hub id (downloaded when not cached).
         dtype: "float32", "bfloat16", "float16", or "auto": float32 for models below 2 GiB on a CPU, else as saved.
-        device: "auto" (CUDA when there is one), or a torch device.
+        device: "auto" (CUDA when there is one), "cpu", "cuda" or "cuda:N".
         timestamps: how a frame's time reaches the model, see `closeup.agent.preset.Preset`.
 
     Raises:

@@ -348,10 +348,16 @@ def _device(name: str) -> torch.device:
     """The torch device a name means. Raises `ModelError`."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ModelError(f"device is auto, cpu, cuda or cuda:N, got {name!r}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if not re.fullmatch(r"cpu|cuda(:(0|[1-9][0-9]*))?", name):
+        raise ModelError(f"device is auto, cpu, cuda or cuda:N, got {name!r}")
+    if name == "cpu":
+        return torch.device(name)
+    if not torch.cuda.is_available():
         raise ModelError(f"device {name!r} was asked for, but torch sees no CUDA device; use auto or cpu")
-    return device
+    count = torch.cuda.device_count()
+    if int(name.partition(":")[2] or 0) >= count:  # torch itself would take 256 for 0
+        raise ModelError(
+            f"device {name!r} was asked for, but torch sees {count} CUDA devices, cuda:0 to cuda:{count - 1}; "
+            "name one of these"
+        )
+    return torch.device(name)

@@ -146,6 +146,41 @@ def test_a_full_cache_ends_the_build_and_loses_nothing(cli: Any, tasks: Path) ->
     assert (more["full"], more["encoded"], more["present"]) == (False, 1, 1)
 
 
+def test_a_build_with_less_room_than_is_taken_removes_nothing(cli: Any, tasks: Path) -> None:
+    taken = built(cli, tasks)["bytes"]
+    held = sorted((tasks.parent / "kept").rglob("*.safetensors"))
+    ran = cli("cache", "build", tasks, "--dir", tasks.parent / "kept", "--max-gib", str(taken / 2 / 2**30))
+    assert ran.code == 2 and "holds" in ran.err and "closeup cache clear --dir" in ran.err, ran
+    assert sorted((tasks.parent / "kept").rglob("*.safetensors")) == held
+    assert "of at most 64 GiB" in cli("cache", "ls", "--dir", tasks.parent / "kept").out
+
+
+@pytest.mark.parametrize("option", ["--fingerprint", "--entry"])
+def test_an_empty_option_clears_nothing(cli: Any, tasks: Path, option: str) -> None:
+    """As it comes of a shell variable that is not set."""
+    built(cli, tasks, "--limit", "1")
+    before = sorted((tasks.parent / "kept").rglob("*.*"))
+    ran = cli("cache", "clear", "--dir", tasks.parent / "kept", option, "")
+    assert ran.code == 2 and f"{option} is empty" in ran.err and "leave it out" in ran.err, ran
+    assert sorted((tasks.parent / "kept").rglob("*.*")) == before
+    both = ("--fingerprint", "", "--entry", "")
+    assert cli("cache", "clear", "--dir", tasks.parent / "kept", *both).code == 2
+    assert sorted((tasks.parent / "kept").rglob("*.*")) == before
+
+
+def test_files_of_others_in_the_folder_are_passed_over(cli: Any, tasks: Path) -> None:
+    folder = tasks.parent / "kept"
+    built(cli, tasks, "--limit", "1")
+    listed = cli("cache", "ls", "--dir", folder, "--json").out
+    for stray in ("features/stray.txt", "records/stray.json", "features/notes/stray.bin"):
+        (folder / stray).parent.mkdir(exist_ok=True)
+        (folder / stray).write_text("mine", encoding="utf-8")
+    assert cli("cache", "ls", "--dir", folder, "--json").out == listed
+    assert cli("cache", "ls", "--dir", folder, "--check").out.endswith("0 damaged entries\n")
+    assert cli("cache", "clear", "--dir", folder).code == 0
+    assert (folder / "features/stray.txt").is_file() and (folder / "records/stray.json").is_file()
+
+
 def test_list_check_and_clear(cli: Any, tasks: Path) -> None:
     folder = tasks.parent / "kept"
     built(cli, tasks)
@@ -179,6 +214,12 @@ def test_list_check_and_clear(cli: Any, tasks: Path) -> None:
         (("build", "{tmp}/gone.jsonl"), "no task file at"),
         (("build", "{tmp}/tasks.jsonl", "--dir", "{tmp}"), "is no feature cache: it holds"),
         (("build", "{tmp}/tasks.jsonl", "--dir", "{tmp}/x", "--max-gib", "0"), "above 0"),
+        (("build", "{tmp}/tasks.jsonl", "--dir", "{tmp}/x", "--max-gib", "inf"), "got inf"),
+        (("build", "{tmp}/tasks.jsonl", "--dir", "{tmp}/x", "--max-gib", "nan"), "got nan"),
+        (("build", "{tmp}/tasks.jsonl", "--dir", "{tmp}/x", "--max-gib", "1e-10"), "got 1e-10"),
+        (("build", "{tmp}/tasks.jsonl", "--dir", "{tmp}/x", "--max-gib", "1e300"), "got 1e+300"),
+        (("build", "{tmp}/tasks.jsonl", "--dir", "{tmp}/x", "--device", "mps"), "device is auto, cpu, cuda or cuda:N"),
+        (("build", "{tmp}/tasks.jsonl", "--dir", "{tmp}/x", "--device", "meta"), "device is auto, cpu, cuda or cuda:N"),
         (("build", "{tmp}/tasks.jsonl", "--dir", "{tmp}/x", "--model", "nope"), "no model 'nope'"),
         (("build", "{tmp}/tasks.jsonl", "--dir", "{tmp}/x", "--dtype", "int8"), "dtype is auto"),
         (

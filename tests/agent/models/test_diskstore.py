@@ -15,18 +15,32 @@ from closeup.agent.models.diskstore import DEFAULT_MAX_BYTES, MARKER, CacheError
 
 
 def name(number: int) -> str:
-    return f"features/a/{number:04d}.bin"
+    return f"features/{'a' * 32}/0a/{number:032x}.safetensors"
 
 
 def size_on_disk(folder: Path) -> int:
     return sum(file.stat().st_size for root in ("features", "records") for file in (folder / root).rglob("*.*"))
 
 
+STRAY = (
+    "features/stray.txt",
+    "features/notes/maker.json",
+    "records/stray.json",
+    f"features/{'a' * 32}/README",
+    f"features/{'a' * 32}/notes.txt",
+    f"features/{'a' * 32}/0a/mine.safetensors",
+    f"features/{'a' * 32}/0a/{0:032x}.txt",
+    f"features/{'a' * 32}/0a/deeper/{0:032x}.safetensors",
+    f"records/0a/{0:031x}.json",
+    f"records/{'a' * 32}/0a/{0:032x}.json",
+)
+
+
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     store = DiskStore(tmp_path / "new" / "cache")
     assert store.max_bytes == DEFAULT_MAX_BYTES
     assert store.read(name(0)) is None and not store.has(name(0))
-    assert store.write(name(0), b"zero") and store.write("records/0a/b1.json", b"{}")
+    assert store.write(name(0), b"zero") and store.write(f"records/0a/{0x0A:032x}.json", b"{}")
     assert store.read(name(0)) == b"zero" and store.has(name(0)) and store.size() == 6
     store.write(name(0), b"never changes")
     assert DiskStore(tmp_path / "new" / "cache").read(name(0)) == b"zero"
@@ -68,6 +82,23 @@ def test_the_folder_remembers_its_bound(tmp_path: Path) -> None:
     assert smaller.size() <= 250 and DiskStore(tmp_path).max_bytes == 250
     with pytest.raises(CacheError, match="number of bytes from 0 on"):
         DiskStore(tmp_path, max_bytes=-1)
+
+
+def test_who_refuses_when_full_removes_nothing_when_opening_either(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path, max_bytes=500)
+    for i in range(4):
+        store.write(name(i), bytes(100))
+    with pytest.raises(CacheFull, match="holds 400 bytes, more than the 399.*closeup cache clear --dir"):
+        DiskStore(tmp_path, max_bytes=399, when_full="refuse")
+    assert store.size() == 400 and DiskStore(tmp_path).max_bytes == 500
+    assert DiskStore(tmp_path, max_bytes=400, when_full="refuse").size() == 400
+    assert DiskStore(tmp_path).max_bytes == 400
+
+
+def test_a_bound_of_nothing_is_remembered_as_such(tmp_path: Path) -> None:
+    DiskStore(tmp_path, max_bytes=0)
+    again = DiskStore(tmp_path)
+    assert again.max_bytes == 0 and not again.write(name(0), b"x") and again.size() == 0
 
 
 @pytest.mark.parametrize("count", ["", "garbage", "-0000000000000000001\n", None])
@@ -128,6 +159,7 @@ def test_another_format_is_refused(tmp_path: Path, marker: str) -> None:
         "features/a/.b",
         "other/a.bin",
         "features//a.b",
+        *STRAY,
     ],
 )
 def test_names_stay_inside(tmp_path: Path, bad: str) -> None:
@@ -136,12 +168,17 @@ def test_names_stay_inside(tmp_path: Path, bad: str) -> None:
 
 
 def test_a_file_that_is_no_entry_is_left_alone(tmp_path: Path) -> None:
-    store = DiskStore(tmp_path)
+    store = DiskStore(tmp_path, max_bytes=100)
+    for stray in STRAY:
+        (tmp_path / stray).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / stray).write_text("mine", encoding="utf-8")
+        os.utime(tmp_path / stray, (1000, 1000))  # the first to go, if it were an entry
     store.write(name(0), b"x")
-    (tmp_path / "features" / "a" / "README").write_text("mine", encoding="utf-8")
     assert [entry.name for entry in store.entries()] == [name(0)]
-    assert store.remove(lambda entry: True) == (1, 1)
-    assert (tmp_path / "features" / "a" / "README").is_file()
+    store.write(name(1), bytes(100))  # makes room
+    assert [entry.name for entry in store.entries()] == [name(1)]
+    assert store.remove(lambda entry: True) == (1, 100)
+    assert all((tmp_path / stray).read_text(encoding="utf-8") == "mine" for stray in STRAY)
 
 
 WORKER = """
@@ -152,7 +189,7 @@ store = DiskStore(Path(sys.argv[1]))
 me = int(sys.argv[2])
 for i in range(60):
     for who in (me, 9):  # its own, and one that all of them write
-        name = f"features/a/{who}{i:03d}.bin"
+        name = f"features/{'a' * 32}/0a/{who}{i:031x}.safetensors"
         store.write(name, bytes([who]) * 500 + bytes([i]) * 500)
         found = store.read(name)
         assert found is None or (len(found) == 1000 and found[0] == who and found[-1] == i), name
@@ -188,7 +225,7 @@ print("ready", flush=True)
 i = 0
 while True:
     i = (i + 7) % 1000
-    store.write(f"features/a/{i:04d}.bin", bytes([i % 256]) * 4000)
+    store.write(f"features/{'a' * 32}/0a/{i:032x}.safetensors", bytes([i % 256]) * 4000)
 """
 
 
@@ -204,13 +241,14 @@ def test_a_process_killed_at_any_moment_leaves_whole_entries(tmp_path: Path) -> 
         worker.wait()
         worker.stdout.close()
         store = DiskStore(tmp_path)
-        for entry in store.entries("features/a/"):
+        for entry in store.entries("features/aa"):
             data = store.read(entry.name)
             seen += 1
-            assert data is not None and data == bytes([int(entry.name[-8:-4]) % 256]) * 4000
+            assert data is not None and data == bytes([int(Path(entry.name).stem, 16) % 256]) * 4000
         assert store.size() <= bound
-        store.write("features/b/next.bin", bytes(4000))  # neither locked nor miscounted: the bound still holds
-        assert store.has("features/b/next.bin") and store.size() <= bound
+        following = f"features/{'b' * 32}/0a/{0:032x}.safetensors"
+        store.write(following, bytes(4000))  # neither locked nor miscounted: the bound still holds
+        assert store.has(following) and store.size() <= bound
     assert seen >= 5
 
 

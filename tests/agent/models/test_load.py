@@ -101,8 +101,20 @@ def test_bad_settings_are_refused(copy):
         load_adapter(str(copy), dtype="int8")
     with pytest.raises(ModelError, match="timestamps is"):
         load_adapter(str(copy), timestamps="burned")
-    with pytest.raises(ModelError, match="device is auto"):
-        load_adapter(str(copy), device="quantum")
+    for device in ("quantum", "mps", "meta", "cpu:3", "cuda:-1", "cuda:x", "cuda:00", ""):
+        with pytest.raises(ModelError, match=f"device is auto, cpu, cuda or cuda:N, got '{device}'"):
+            load_adapter(str(copy), device=device)
+
+
+def test_a_gpu_that_is_not_there_is_refused(copy, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ModelError, match="torch sees no CUDA device; use auto or cpu"):
+        load_adapter(str(copy), device="cuda:0")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    for device in ("cuda:2", "cuda:256", "cuda:99999999999999"):
+        with pytest.raises(ModelError, match=f"'{device}' was asked for, but torch sees 2 CUDA .* cuda:0 to cuda:1"):
+            load_adapter(str(copy), device=device)
 
 
 def test_weights_that_do_not_cover_the_model_are_refused(copy):
