@@ -11,7 +11,8 @@
 | `grounding` | None | intersection over union of the windows |
 
 The kinds and their measures are those of LOVE-R1's and Video-R1's annotations; only the measures are taken, not their
-code.
+code. Departures from Video-R1: case and punctuation never count (there they do in word errors), an answer that is equal
+without them scores 1, and numbers are equal or not (there to two decimals, and only if both have a decimal point).
 
 Invariants
 1. None means that it cannot be told: no gold answer, or one that holds nothing to compare with. It is never 0.
@@ -29,6 +30,7 @@ from collections.abc import Sequence
 
 from closeup.agent.evidence import merge
 from closeup.agent.task import Task, Window
+from closeup.rl.stem import stem
 from closeup.tools.base import Answer
 
 MAX_ANSWER = 10_000
@@ -38,6 +40,8 @@ _NUMBER = re.compile(
     r"(?:(?<!\w)[-+])?(?:(?:\d{1,3}(?:,\d{3})+|\d{1,30})(?:\.\d{0,30})?|\.\d{1,30})(?:[eE][-+]?\d{1,3})?"
 )
 _TIME = re.compile(r"(?:(?:(\d{1,4}):)?(\d{1,5}):)?(\d{1,9}(?:\.\d{0,9})?)")
+_BELOW_ZERO = re.compile(r"(?:^|[\[({,;:=\"'`]|\b(?:from|to|and|between|at|is))\s*-\.?\d", re.IGNORECASE)
+"""A minus sign before a number, as opposed to the dash of "3-5" and of "12 s -18 s"."""
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 """A word is a run of letters and digits; scripts written without spaces (kana, Han) are read character by character."""
 
@@ -116,11 +120,15 @@ def number_in(text: str) -> float | None:
 
 
 def windows_in(text: str) -> tuple[Window, ...]:
-    """The windows (seconds) a text names, as pairs of its times in order: "[12, 18.5]", "from 0:12 to 0:18".
+    """The windows (seconds) a text names, as pairs of its times in order: "[12, 18.5]", "from 0:12 to 0:18", "3-5".
 
-    Empty when the text holds no time, an odd number of them, or a pair whose end is before its start.
+    Empty when the text holds no time, an odd number of them, a pair whose end is before its start, or a time below 0
+    ("[-3, 5]"): no window lies before the video.
     """
-    found = _TIME.findall(unicodedata.normalize("NFKC", text[:MAX_ANSWER]))
+    plain = unicodedata.normalize("NFKC", text[:MAX_ANSWER]).replace("\N{MINUS SIGN}", "-")
+    if _BELOW_ZERO.search(plain):
+        return ()
+    found = _TIME.findall(plain)
     times = [float(hours or 0) * 3600 + float(minutes or 0) * 60 + float(seconds) for hours, minutes, seconds in found]
     pairs = tuple(zip(times[::2], times[1::2], strict=False))
     return pairs if len(times) % 2 == 0 and all(start <= end for start, end in pairs) else ()
@@ -164,15 +172,17 @@ def word_error_rate(given: str, gold: str) -> float:
 
 
 def rouge(given: str, gold: str) -> float:
-    """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L, 0 to 1, as Video-R1 scores free answers.
+    """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L, 0 to 1, as Video-R1 scores free answers: `rouge_score` with its stemmer.
 
-    A one-word gold answer has no pair of words, and its ROUGE-2 is left out of the mean.
+    Words of more than three letters are taken without their English endings. A text of one word has no pair of words:
+    its ROUGE-2 is 0. Departure: words of other scripts count, where `rouge_score` knows a to z and digits alone.
     """
-    goal, said = words(gold), words(given)
-    scores = [_rouge_n(said, goal, 1), _rouge_l(said, goal)]
-    if len(goal) > 1:
-        scores.append(_rouge_n(said, goal, 2))
-    return sum(scores) / len(scores)
+    goal, said = _stems(gold), _stems(given)
+    return (_rouge_n(said, goal, 1) + _rouge_n(said, goal, 2) + _rouge_l(said, goal)) / 3
+
+
+def _stems(text: str) -> list[str]:
+    return [stem(word) if len(word) > 3 and word.isascii() else word for word in words(text)]
 
 
 def _rouge_n(given: Sequence[str], gold: Sequence[str], n: int) -> float:

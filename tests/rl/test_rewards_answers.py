@@ -41,8 +41,8 @@ def score(kind: str, gold: str | None, given: str, **changes: Any) -> float | No
         ("text", "At the door.", "at the DOOR", 1.0),
         ("text", "the cat sat on the mat", "a dog", 0.0),
         ("text", "the red car", "red car", 0.7555555555),  # unigrams .8, bigrams 2/3, sequence .8
-        ("text", "red", "red car", 2 / 3),  # no pair of words in the gold answer
-        ("choice", "red", "red car", 2 / 3),
+        ("text", "red", "red car", 4 / 9),  # no pair of words in the gold answer
+        ("choice", "red", "red car", 4 / 9),
         ("ocr", "EXIT ONLY", "exit only!", 1.0),
         ("ocr", "EXIT ONLY", "exit", 0.5),
         ("ocr", "EXIT", "no way out of here", 0.0),
@@ -98,6 +98,14 @@ def test_windows_of_a_grounding_task_are_its_evidence_and_the_answer_may_cite_th
         ("[18, 12]", ()),
         ("1, 2, 3", ()),
         ("", ()),
+        ("[-3, 5]", ()),  # before the video there is nothing to see
+        ("[3, -5]", ()),
+        ("from -3 to 5", ()),
+        ("[3, 5] and [-.5, 2]", ()),
+        ("\u22123 to 5", ()),
+        ("3 -5", ((3.0, 5.0),)),
+        ("12 s -18 s", ((12.0, 18.0),)),
+        ("It happens there - 3 to 5", ((3.0, 5.0),)),
     ],
 )
 def test_windows_in_a_text(text: str, windows: tuple[tuple[float, float], ...]) -> None:
@@ -130,6 +138,20 @@ def test_rouge_by_hand() -> None:
     assert rouge("the cat on the mat", "the cat sat on the mat") == pytest.approx((unigram + bigram + longest) / 3)
     assert rouge("mat the on sat cat the", "the cat sat on the mat") == pytest.approx((1 + 0 + 0.5) / 3)
     assert rouge("", "the cat") == rouge("", "") == 0.0
+
+
+def test_rouge_takes_words_without_their_endings() -> None:
+    assert rouge("dogs running", "dog runs") == 1.0
+    assert rouge("flies", "fly") == 0.0, "words of three letters are left as they are"
+    assert rouge("two horses jumped", "two horse jumping") == 1.0
+    assert rouge("carefully opened doors", "careful opening door") == 1.0
+
+
+def test_rouge_of_one_word_has_no_pair_in_it() -> None:
+    """As in `rouge_score`: F1 of 1, 0 and 1 for the same word; 2/3, 0 and 2/3 for one word more."""
+    assert rouge("piano", "piano") == pytest.approx(2 / 3)
+    assert rouge("a piano", "piano") == pytest.approx((2 / 3 + 0 + 2 / 3) / 3)
+    assert answer_score(task("text", "piano"), Answer(None, "Piano.")) == 1.0
 
 
 def test_words_of_scripts_without_spaces_are_characters() -> None:
