@@ -106,12 +106,33 @@ def train_group(
 
 def longest_path(trajectory: Trajectory) -> int:
     """Tokens of the longest path of an episode; 0 without ids."""
-    longest, lengths = 0, list[int]()
+    return max(_path_lengths(trajectory), default=0)
+
+
+def shortest_path(trajectory: Trajectory) -> int:
+    """Fewest tokens up to the end of a message that can be learnt: `max_length` has to be that large; 0 without one."""
+    lengths = _path_lengths(trajectory)
+    said = [bool(step.ids) and step.finish not in ("error", "cancelled") for step in trajectory.steps]
+    return min((length for length, learnt in zip(lengths, said, strict=True) if learnt), default=0)
+
+
+def _path_lengths(trajectory: Trajectory) -> list[int]:
+    """Tokens from the root to the end of each step."""
+    lengths = list[int]()
     for step in trajectory.steps:
         before = 0 if step.parent is None else lengths[step.parent]
         lengths.append(before + len(step.prompt_ids or ()) + len(step.ids or ()))
-        longest = max(longest, lengths[-1])
-    return longest
+    return lengths
+
+
+def too_long(groups: Sequence[TrainGroup], max_length: int, *, whole: bool) -> int | None:
+    """The smallest `max_length` that would let something of these groups be learnt; None when this one does.
+
+    `whole`: an episode counts only as a whole (`overlength: mask`). None also when every episode failed.
+    """
+    sound = [t for group in groups for t in group.trajectories if not t.outcome.failed]
+    shortest = min(filter(None, map(longest_path if whole else shortest_path, sound)), default=0)
+    return shortest if shortest > max_length else None
 
 
 def save_groups(folder: Path, rank: int, number: int, groups: Sequence[TrainGroup]) -> None:

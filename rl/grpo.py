@@ -37,7 +37,7 @@ from closeup.rl.advantages import estimate, has_signal, lone
 from closeup.rl.config import GRPOConfig
 from closeup.rl.credit import GroupRewards, as_metrics, group_rewards, masked_second_zoom, stream_statistics
 from closeup.rl.forward import LossOf
-from closeup.rl.generation import TrainGroup, load_groups, longest_path, save_groups, train_group
+from closeup.rl.generation import TrainGroup, load_groups, longest_path, save_groups, too_long, train_group
 from closeup.rl.losses import pair_weights, policy_loss
 from closeup.rl.processes import gathered
 from closeup.rl.reward_config import build_rewards
@@ -52,7 +52,7 @@ FAILED_GENERATIONS = 3
 
 
 class RolloutError(RuntimeError):
-    """No episode of a generation could be run; the message holds the first one's reason."""
+    """Generation after generation has nothing to learn from; the message says why."""
 
 
 class GRPOTrainer(TreeTrainer):
@@ -111,6 +111,7 @@ class GRPOTrainer(TreeTrainer):
         self.generation: tuple[int, list[TrainGroup]] | None = None
         self._prefetched: Future[None] | None = None
         self._failed_generations = 0
+        self._long_generations = 0
 
     # ---- updates -----------------------------------------------------------------------------------------------------
 
@@ -180,6 +181,7 @@ class GRPOTrainer(TreeTrainer):
         earlier, mine = self._tasks_of(number, places)
         groups = self._sampled(number, mine, seed, earlier)
         self._check_failures(groups)
+        self._check_lengths(number, groups)
         if config.dynamic_sampling:
             groups = self._refilled(number, groups)
         self._write(number, groups)
@@ -204,6 +206,24 @@ class GRPOTrainer(TreeTrainer):
             raise RolloutError(
                 f"all episodes of {FAILED_GENERATIONS} generations in a row failed, so there is nothing to learn from;"
                 f" the last began with {first}"
+            )
+
+    def _check_lengths(self, number: int, groups: Sequence[TrainGroup]) -> None:
+        """Raise when nothing fits `max_length`, generation after generation, or from the first one to the last."""
+        config = self.config
+        if config.max_length is None:
+            return
+        needed = gathered([too_long(groups, config.max_length, whole=config.overlength == "mask")])
+        if any(length is None for length in needed):
+            self._long_generations = 0
+            return
+        self._long_generations += 1
+        last = (number + 1) * config.updates_per_generation >= config.max_steps
+        if self._long_generations >= FAILED_GENERATIONS or (last and self._long_generations == number + 1):
+            what = "no episode" if config.overlength == "mask" else "no message of any episode"
+            raise RolloutError(
+                f"{what} of {self._long_generations} generations in a row fits in max_length {config.max_length}, so"
+                f" there is nothing to learn from; the shortest takes {min(needed)} tokens: raise max_length"
             )
 
     def _tasks_of(self, number: int, places: int) -> tuple[list[Task], list[Task]]:

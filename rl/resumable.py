@@ -13,6 +13,7 @@ from transformers.trainer_callback import TrainerState
 from closeup.agent.models.adapter import Adapter
 from closeup.rl import checkpoints
 from closeup.rl.config import TrainConfig
+from closeup.rl.preflight import refuse_used
 
 CONFIG_NAME = "train_config.json"
 
@@ -73,14 +74,11 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is not ty
             self.load_more(Path(checkpoint))
 
     def checkpoint_for(self, folder: Path, wanted: str | bool | None) -> Path | None:
-        """The checkpoint to go on from, checked; None to begin. Raises `CheckpointError`."""
-        if wanted is None or wanted is False:
-            there = checkpoints.checkpoints(folder)
-            if there:
-                raise checkpoints.CheckpointError(
-                    f"{folder} holds a run already (up to step {there[-1][0]}); go on with --resume, give another"
-                    " output_dir, or delete that one"
-                )
+        """The checkpoint to go on from, checked; None to begin. Called by all processes. Raises `CheckpointError`."""
+        if not isinstance(wanted, str):
+            refuse_used(folder, resume=bool(wanted))
+            self.accelerator.wait_for_everyone()  # nobody writes into the folder before all have looked
+        if not wanted:
             return None
         checkpoint = checkpoints.last_checkpoint(folder) if wanted is True else Path(str(wanted))
         if checkpoint is None:

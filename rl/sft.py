@@ -7,6 +7,7 @@ said is a target; a record without token ids (an expert's, a remote model's) is 
 Invariants
 1. The loss of an update is the mean negative log-likelihood over all targets of its global batch.
 2. What update N trains on is a pure function of the episodes, the settings and N.
+3. What does not fit `max_length` is counted: episodes that were cut, and episodes of which nothing was left.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ from closeup.agent.task import Task
 from closeup.agent.trajectory import StepRecord, Trajectory
 from closeup.rl.config import SFTConfig
 from closeup.rl.forward import LossOf
+from closeup.rl.generation import shortest_path
 from closeup.rl.losses import nll_loss, pair_weights
 from closeup.rl.processes import gathered
 from closeup.rl.render import with_ids
 from closeup.rl.rollout import task_order
-from closeup.rl.rows import Row, rows_of
+from closeup.rl.rows import Row, RowError, rows_of
 from closeup.rl.trainer import TrainTree, TreeTrainer
 from closeup.rl.tree import TreeBatch, build_tree
 
@@ -43,6 +45,7 @@ class SFTTrainer(TreeTrainer):
     """Supervised fine-tuning on trees."""
 
     config: SFTConfig
+    _cut = _dropped = 0
 
     def __init__(
         self,
@@ -63,9 +66,13 @@ class SFTTrainer(TreeTrainer):
             policy: for evaluation.
 
         Raises:
-            NothingToLearn: nothing is left to learn from.
+            NothingToLearn: nothing is left to learn from, or nothing of it fits `max_length`.
+            RowError: token ids that the model does not have.
         """
         chosen = learnable(trajectories, only_correct=config.only_correct)
+        check_ids(chosen, adapter)
+        if config.max_length is not None:
+            check_lengths(chosen, adapter, config.max_length)
         self.packs = packs_of(chosen, budget=config.max_tree_tokens, packing=config.packing)
         self.each = config.per_device_train_batch_size * config.gradient_accumulation_steps  # packs per update
         steps = config.max_steps
@@ -87,7 +94,10 @@ class SFTTrainer(TreeTrainer):
         config = self.config
         begin = (number * self.accelerator.num_processes + self.accelerator.process_index) * self.each
         chosen = [self.packs[i] for i in task_order(len(self.packs), begin, self.each, seed=config.seed)]
+        self._cut = self._dropped = 0
         trees = [self._tree(pack) for pack in chosen]
+        if config.max_length is not None:
+            self.tally.note(**{"episodes/cut": float(self._cut), "episodes/dropped": float(self._dropped)})
         total = sum(gathered([sum(len(tree.targets) for tree in trees if tree is not None)]))
         weight = float(pair_weights([total], "dapo")[0]) if total else 0.0
         made = [
@@ -108,7 +118,11 @@ class SFTTrainer(TreeTrainer):
         rows: list[Row] = []
         for index, trajectory in enumerate(pack):
             known = with_ids(readable(trajectory, self.adapter), self.adapter)
-            rows += rows_of(known, self.adapter, rollout=index, max_tokens=self.config.max_length)
+            found = rows_of(known, self.adapter, rollout=index, max_tokens=self.config.max_length)
+            learnt = sum(len(row.spans) for row in found)
+            self._dropped += not learnt
+            self._cut += 0 < learnt < sum(bool(s.ids) and s.finish not in ("error", "cancelled") for s in known.steps)
+            rows += found
         return build_tree(rows, self.adapter) if rows else None
 
     def _loss(self, tree: TreeBatch, weight: float) -> LossOf:
@@ -136,6 +150,33 @@ def learnable(trajectories: Sequence[Trajectory], *, only_correct: bool) -> list
             f" are empty, {len(sound) - len(chosen)} did not answer rightly (only_correct)"
         )
     return chosen
+
+
+def check_ids(trajectories: Sequence[Trajectory], adapter: Adapter) -> None:
+    """Raise `RowError` for recorded ids, of this very tokenizer by their record, that the model has no row for."""
+    size = int(adapter.model.get_input_embeddings().num_embeddings)
+    for trajectory in trajectories:
+        for index, step in enumerate(readable(trajectory, adapter).steps):
+            ids = (*(step.prompt_ids or ()), *(step.ids or ()))
+            if ids and not 0 <= min(ids) <= max(ids) < size:
+                odd = next(token for token in ids if not 0 <= token < size)
+                raise RowError(
+                    f"step {index} of trajectory {trajectory.id!r} holds the token id {odd}, and the model has ids from"
+                    f" 0 to {size - 1}: the file is damaged or of another model; record the episode again"
+                )
+
+
+def check_lengths(trajectories: Sequence[Trajectory], adapter: Adapter, max_length: int) -> None:
+    """Raise `NothingToLearn` unless some message of some episode fits."""
+    needed = []
+    for trajectory in trajectories:
+        needed.append(shortest_path(with_ids(readable(trajectory, adapter), adapter)))
+        if 0 < needed[-1] <= max_length:
+            return
+    raise NothingToLearn(
+        f"no message of the {len(trajectories)} episodes fits in max_length {max_length}: the shortest takes"
+        f" {min(filter(None, needed), default=0)} tokens with all that stands before it; raise max_length"
+    )
 
 
 def readable(trajectory: Trajectory, adapter: Adapter) -> Trajectory:
