@@ -26,8 +26,13 @@ SHOWN = {
     "kl": "kl {:.4f}",
     "clip_ratio/region_mean": "clipped {:.1%}",
     "tree/saved": "tree saves {:.0%}",
+    "rollouts/cut": "cut {:.1f}",
+    "episodes/cut": "cut {:.1f}",
+    "episodes/dropped": "too long {:.1f}",
 }
 """Metrics of the line that is shown, and how."""
+ONLY_ABOVE_ZERO = frozenset({"rollouts/cut", "episodes/cut", "episodes/dropped"})
+"""Those that are shown only when there is something to see."""
 
 
 class Narrator(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
@@ -41,7 +46,11 @@ class Narrator(TrainerCallback):  # type: ignore[misc]  # transformers is not ty
         if logs is None or not state.is_world_process_zero:
             return
         if "loss" in logs:
-            parts = [form.format(logs[name]) for name, form in SHOWN.items() if name in logs]
+            parts = [
+                form.format(logs[name])
+                for name, form in SHOWN.items()
+                if name in logs and (logs[name] or name not in ONLY_ABOVE_ZERO)
+            ]
             self._say(f"step {state.global_step}/{state.max_steps}  " + "  ".join(parts))
         elif "eval_accuracy" in logs:
             self._say(

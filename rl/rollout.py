@@ -7,7 +7,8 @@ what the run would have drawn, without a cursor to be saved, and two processes d
 Invariants
 1. G trajectories per task come back, whatever happened: a failed episode is data, with its reason, and to be masked.
 2. The same task twice in a call gives two groups, whose rollouts have seeds of their own.
-3. Late rewards are added here, each scorer asked once for all trajectories.
+3. Late rewards are added here, each scorer asked once for all trajectories. Where it raises it is asked for each one
+   alone, and an episode that it raises for has failed: no score is made up, and its siblings keep theirs.
 """
 
 from __future__ import annotations
@@ -62,6 +63,27 @@ def draw_seed(*parts: int) -> int:
     """A 63-bit seed made of numbers: the same on every machine, unrelated for any two different sequences."""
     digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _scored(done: Sequence[Trajectory], scorer: Scorer) -> list[Trajectory]:
+    """The trajectories with a scorer's stream added; failed, with the reason, where it raises."""
+    name = getattr(scorer, "name", type(scorer).__name__)
+    try:
+        return score_group(done, [scorer])
+    except Exception as error:  # a user's scorer may raise anything
+        log.error(
+            "the scorer %r cannot score %d episodes together; each is given alone", name, len(done), exc_info=error
+        )
+    found: list[Trajectory] = []
+    for trajectory in done:
+        try:
+            found += score_group([trajectory], [scorer])
+        except Exception as error:
+            log.error("the scorer %r cannot score episode %s", name, trajectory.id, exc_info=error)
+            reason = f"scoring failed: the scorer {name!r} raised {type(error).__name__}: {error}"
+            outcome = trajectory.outcome.model_copy(update={"failed": True, "reason": reason})
+            found.append(trajectory.model_copy(update={"outcome": outcome}))
+    return found
 
 
 class Rollouts:
@@ -132,7 +154,9 @@ class Rollouts:
                 cohorts=self._cohorts,
                 on_event=on_event,
             )
-            return score_group(done, self._scorers)
+            for scorer in self._scorers:
+                done = _scored(done, scorer)
+            return done
 
         sampled = run(starts, self._count, self._sampling)
         best: list[Trajectory | None] = [None] * len(tasks)

@@ -21,9 +21,10 @@ from closeup.agent.task import Task
 from closeup.agent.trajectory import Outcome, StepRecord, Trajectory, write_trajectories
 from closeup.rl.config import SFTConfig
 from closeup.rl.configfile import checked
+from closeup.rl.generation import longest_path, shortest_path
 from closeup.rl.render import with_ids
 from closeup.rl.rewards import is_correct
-from closeup.rl.rows import rows_of
+from closeup.rl.rows import RowError, rows_of
 from closeup.rl.sft import NothingToLearn, SFTTrainer, learnable, new_tokens, packs_of, readable
 from closeup.rl.sources import episodes_from
 
@@ -138,7 +139,40 @@ def test_long_episodes_are_cut_after_a_message(make_sft: Make, episodes: list[Tr
     cut = make_sft(max_tree_tokens=100_000, max_length=longest - 1).next_batches(0)[0][0].tree
     assert max(len(path) for path in cut.paths) < longest
     assert 0 < len(cut.targets) < len(whole.targets)
-    assert make_sft(max_length=3).next_batches(0) == [[]]  # nothing fits: nothing is learnt, nothing breaks
+
+
+def test_what_does_not_fit_is_counted(make_sft: Make, episodes: list[Trajectory]) -> None:
+    longest = max(longest_path(t) for t in episodes)
+    firsts = sorted(shortest_path(t) for t in episodes)
+    trainer = make_sft(max_tree_tokens=100_000, max_length=longest - 1)
+    trainer.next_batches(0)
+    log = trainer.tally.drain()
+    assert log["episodes/cut"] == sum(longest_path(t) == longest for t in episodes)
+    assert log["episodes/dropped"] == 0
+    tight = make_sft(max_tree_tokens=100_000, max_length=firsts[0])
+    tight.next_batches(0)
+    fits = sum(length == firsts[0] for length in firsts)
+    assert tight.tally.drain()["episodes/dropped"] == len(episodes) - fits > 0
+    plain = make_sft(max_tree_tokens=100_000)
+    plain.next_batches(0)
+    assert "episodes/cut" not in plain.tally.drain()
+
+
+def test_a_run_in_which_nothing_fits_does_not_begin(make_sft: Make, episodes: list[Trajectory]) -> None:
+    needed = min(shortest_path(t) for t in episodes)
+    wanted = f"no message of the 6 episodes fits in max_length {needed - 1}: the shortest takes {needed} tokens"
+    with pytest.raises(NothingToLearn, match=wanted):
+        make_sft(max_length=needed - 1)
+    assert make_sft(max_length=needed).next_batches(0)[0]
+
+
+@pytest.mark.parametrize("odd", [1_000_000, -1])
+def test_ids_that_the_model_does_not_have_are_refused(make_sft: Make, episodes: list[Trajectory], odd: int) -> None:
+    first = episodes[1].steps[0]
+    broken = first.model_copy(update={"ids": (*(first.ids or ())[:-1], odd)})
+    damaged = episodes[1].model_copy(update={"steps": (broken, *episodes[1].steps[1:])})
+    with pytest.raises(RowError, match=f"step 0 of trajectory {damaged.id!r} holds the token id {odd}, and the model"):
+        make_sft([episodes[0], damaged])
 
 
 def test_episodes_without_ids_are_rendered(make_sft: Make, episodes: list[Trajectory]) -> None:
