@@ -1,30 +1,31 @@
-"""The demo's HTTP API: Gradio endpoints that call the same methods of `Demo` as the page does.
+"""The demo's HTTP API: Gradio endpoints that call the same methods of `Demo` as the page does. Gradio is imported when
+they are added, and reads their annotations, which this file therefore has evaluated.
 
 Invariants
 1. What is refused comes back as a `gr.Error` of one sentence, never as a traceback.
 2. A client whose connection ends stops its question.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Any
-
-import gradio as gr
-from gradio.events import api as add_endpoint
+from typing import TYPE_CHECKING, Any
 
 from closeup.app.asking import Run, sentence
 from closeup.app.demo import Demo, Wish, result
 
+if TYPE_CHECKING:
+    import gradio as gr
 
-def key_of(request: gr.Request) -> str:
+
+def key_of(request: "gr.Request") -> str:
     """The session a request belongs to."""
     return str(request.session_hash or "")
 
 
 def add_api(demo: Demo) -> None:
     """Add the endpoints to the Blocks being built; see docs/demo.md."""
+    import gradio as gr
+    from gradio.events import api as add_endpoint
 
     async def ask(
         question: str,
@@ -117,4 +118,6 @@ class _in_sentences:  # reads as a statement
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception):
+            import gradio as gr
+
             raise gr.Error(sentence(error), print_exception=False) from None

@@ -235,7 +235,9 @@ class Demo:
         if wish.compare:
             if preset.tools == ("answer",):
                 raise BadInput("comparing needs a tool to compare with; switch one on, or compare off")
-            alone = preset.model_copy(update={"tools": ("answer",)})
+            # One message, the answer: a model trained to look would otherwise spend its steps on refused calls.
+            once = preset.budget.model_copy(update={"max_steps": 1})
+            alone = preset.model_copy(update={"tools": ("answer",), "budget": once})
             presets = [("with zoom", preset), ("without zoom", _usable(alone))]
         default = "clips" if model in BUNDLED else "conversation"
         memory: Memory = _memory(wish.memory or default)

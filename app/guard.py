@@ -18,13 +18,14 @@ import mimetypes
 import re
 import threading
 from collections import OrderedDict
-from typing import Any
-
-from starlette.responses import FileResponse, PlainTextResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from typing import TYPE_CHECKING, Any
 
 from closeup.app.sessions import Sessions
 from closeup.app.uploads import Uploads
+
+if TYPE_CHECKING:
+    from starlette.responses import Response
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 API = "/gradio_api"
 _OPEN = re.compile(
@@ -137,6 +138,8 @@ class Guard:
         return None
 
     def _media(self, path: str) -> Response:
+        from starlette.responses import FileResponse, Response
+
         kind, _, name = path.removeprefix("/closeup/").partition("/")
         name = name.rpartition(".")[0] or name
         cached = {"Cache-Control": "private, max-age=86400, immutable"}
@@ -238,6 +241,8 @@ def _with_headers(send: Send) -> Send:
 
 
 def _refusal(status: int, sentence: str) -> Response:
+    from starlette.responses import PlainTextResponse
+
     return PlainTextResponse(sentence + "\n", status_code=status)
 
 

@@ -1,15 +1,14 @@
-"""The demo's page, drawn with Gradio.
+"""The demo's page, drawn with Gradio, which is imported when the page is built: not every installation has it.
 
-The page is one column of controls and one of what happens. What happens is HTML of `closeup.app.html`, drawn again as
-the episode's events arrive; the browser changes only what differs. The API beside it is `closeup.app.api`.
+Gradio reads its listeners' annotations, so this file has them evaluated. The page is one column of controls and one of
+what happens. What happens is HTML of `closeup.app.html`, drawn again as the episode's events arrive; the browser changes
+only what differs. The API beside it is `closeup.app.api`.
 
 Invariants
 1. No listener raises: whatever goes wrong becomes a sentence on the page.
 2. The page asks no other host for anything: system fonts, no analytics, and `closeup.app.guard` forbids the rest.
 3. Nothing of a visitor lives in the page's Python: listeners find the session by the request's key.
 """
-
-from __future__ import annotations
 
 import asyncio
 import html
@@ -18,10 +17,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import gradio as gr
-from starlette.middleware import Middleware
+from typing import TYPE_CHECKING, Any
 
 from closeup.agent.task import Task
 from closeup.app.api import add_api, key_of
@@ -33,6 +29,9 @@ from closeup.app.html import script, style
 from closeup.app.sessions import Session, Turn
 from closeup.app.settings import MB
 from closeup.app.timeline import clock
+
+if TYPE_CHECKING:
+    import gradio as gr
 
 log = logging.getLogger(__name__)
 ASSETS = Path(__file__).resolve().parent / "assets"
@@ -121,8 +120,10 @@ WELCOME = (
 )
 
 
-def build(demo: Demo) -> gr.Blocks:
+def build(demo: Demo) -> "gr.Blocks":
     """The page as Gradio Blocks, listeners and API included."""
+    import gradio as gr
+
     page = Page(demo)
     models = demo.models.names
     own = demo.models.preset(models[0])
@@ -344,6 +345,8 @@ def build(demo: Demo) -> gr.Blocks:
 
 
 def _can(can: bool) -> Any:
+    import gradio as gr
+
     return gr.update(interactive=can)
 
 
@@ -368,6 +371,8 @@ def _next_question(demo: Demo, session: Session) -> Task | None:
 
 
 def _further(demo: Demo, session: Session) -> Any:
+    import gradio as gr
+
     task = _next_question(demo, session)
     return gr.update(visible=False) if task is None else gr.update(value=f"Ask next: {task.question}", visible=True)
 
@@ -379,8 +384,11 @@ def head() -> str:
     return f"<style>{css}</style><script>{js}</script>"
 
 
-def launch(demo: Demo, *, block: bool = False, quiet: bool = True) -> tuple[gr.Blocks, str]:
+def launch(demo: Demo, *, block: bool = False, quiet: bool = True) -> "tuple[gr.Blocks, str]":
     """Serve the page; returns the Blocks and the address. Raises `BadInput` when the port is taken."""
+    import gradio as gr
+    from starlette.middleware import Middleware
+
     settings = demo.settings
     os.environ["GRADIO_TEMP_DIR"] = str(demo.uploads.incoming)  # Gradio asks for its upload folder by this name only
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -422,7 +430,10 @@ def launch(demo: Demo, *, block: bool = False, quiet: bool = True) -> tuple[gr.B
                 button_border_width="1px",
                 button_secondary_background_fill="*background_fill_primary",
                 button_secondary_background_fill_hover="*background_fill_secondary",
+                button_secondary_background_fill_dark="*background_fill_secondary",
+                button_secondary_background_fill_hover_dark="*background_fill_primary",
                 button_secondary_border_color="*border_color_primary",
+                button_secondary_border_color_dark="*border_color_primary",
                 button_secondary_border_color_hover="*border_color_primary",
                 button_primary_background_fill="*primary_600",
                 button_primary_background_fill_dark="*primary_600",

@@ -52,6 +52,8 @@ class SlowPolicy(Policy):
             self.asked.append(request)
         text, said = self.say(request), ""
         prefix = request.assistant_prefix
+        if prefix and prefix in text:  # a forced answer, whose beginning was written for the agent
+            text = text[text.index(prefix) + len(prefix) :]
         deadline = time.monotonic() + 60
         try:
             while (text == "…" and time.monotonic() < deadline) or len(said) < len(text):

@@ -220,6 +220,8 @@ def test_comparing_runs_both_arms(demo_of: Callable[..., Demo]) -> None:
     found = finished(demo.ask("me", Wish(QUESTION, OPTIONS, compare=True)))
     assert [arm["label"] for arm in found["arms"]] == ["with zoom", "without zoom"]
     assert [len(arm["steps"]) for arm in found["arms"]] == [2, 1]
+    assert found["arms"][1]["budgets"]["steps"] == {"used": 1, "allowed": 1}
+    assert [arm["answer"] for arm in found["arms"]] == ["6", "6"]
     with pytest.raises(BadInput, match="needs a tool to compare with"):
         demo.ask("me", Wish(QUESTION, OPTIONS, compare=True, tools=[]))
 
