@@ -1,11 +1,13 @@
 """Checkpoints that are whole or not there, weights that are loaded or refused, and model folders anyone can load.
 
 A checkpoint is written beside its place and renamed into it, so a folder `checkpoint-N` is complete however the process
-that wrote it ended. `last_checkpoint` looks all the same, for folders that others copied or wrote.
+that wrote it ended. It also names its own files, so that a copy that lacks some is not taken for a whole one
+(`missing_parts`; checkpoints of older versions name none, and must have weights, optimizer, schedule and state).
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import shutil
@@ -18,6 +20,7 @@ from closeup.agent.models.adapter import Adapter
 
 log = logging.getLogger(__name__)
 PARTIAL = ".partial-"
+CONFIG_NAME = "train_config.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _NEEDED = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
@@ -33,7 +36,21 @@ def missing_parts(checkpoint: Path) -> list[str]:
     missing = [name for name in _NEEDED if not (checkpoint / name).is_file()]
     if not any((checkpoint / name).is_file() for name in _WEIGHTS):
         missing.append(_WEIGHTS[0])
-    return missing
+    return missing + [name for name in _named(checkpoint) if name not in missing and not (checkpoint / name).is_file()]
+
+
+def files_of(folder: Path) -> list[str]:
+    """Every file below a folder, by its path in it with forward slashes, sorted."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _named(checkpoint: Path) -> list[str]:
+    """The files a checkpoint says it has; none where it does not say (or cannot be read, which is found out later)."""
+    try:
+        named = json.loads((checkpoint / CONFIG_NAME).read_text(encoding="utf-8"))["files"]
+        return [str(name) for name in named]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def checkpoints(folder: Path) -> list[tuple[int, Path]]:

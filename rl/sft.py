@@ -31,6 +31,7 @@ from closeup.rl.generation import shortest_path
 from closeup.rl.losses import nll_loss, pair_weights
 from closeup.rl.processes import gathered
 from closeup.rl.render import with_ids
+from closeup.rl.resumable import contents_of_episodes
 from closeup.rl.rollout import task_order
 from closeup.rl.rows import Row, RowError, rows_of
 from closeup.rl.trainer import TrainTree, TreeTrainer
@@ -89,6 +90,7 @@ class SFTTrainer(TreeTrainer):
             evaluation_tasks=evaluation_tasks,
             callbacks=callbacks,
         )
+        self.begun_with["episodes"] = contents_of_episodes(chosen)
 
     def next_batches(self, number: int) -> list[list[TrainTree]]:
         config = self.config

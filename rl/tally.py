@@ -6,6 +6,7 @@ them has noted, not of their means.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,20 @@ class Tally:
         """Take numbers; the log has their mean."""
         for name, value in numbers.items():
             self._numbers.setdefault(name, []).append(value)
+
+    def state(self) -> dict[str, Any]:
+        """What this process has collected, as plain values that later numbers do not change."""
+        return {
+            "measured": list(self._measured),
+            "numbers": {name: list(values) for name, values in self._numbers.items()},
+            "entropy": [self._forward.entropy_sum, self._forward.entropy_count],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state` gave, in the place of what was collected."""
+        self._measured = list(state["measured"])
+        self._numbers = {name: list(values) for name, values in state["numbers"].items()}
+        self._forward.entropy_sum, self._forward.entropy_count = state["entropy"]
 
     def drain(self) -> dict[str, float]:
         """The log's numbers, over all processes, each of which makes this call; the tally is empty afterwards."""

@@ -8,7 +8,8 @@ Invariants
    that 1, 2 or 4 processes give one update. Processes may hold different numbers of trees, even none.
 2. What update N trains on is a pure function of settings, N and what a checkpoint holds: a run that was killed and
    resumed is the run that was not (`tests/rl/test_resume.py`).
-3. While the vision tower is frozen, features come from the `MediaStore`; a trainable one runs once per tree and update.
+3. While the vision tower is frozen, features come from the `MediaStore`; a trainable one runs once per tree and pass
+   (old and reference log-probabilities where they are needed, and each update).
 4. The model is in eval mode while it writes, and dropout is 0 everywhere.
 """
 
@@ -43,7 +44,7 @@ from closeup.rl.config import TrainConfig
 from closeup.rl.evaluate import EvalError, evaluate
 from closeup.rl.forward import LossOf, TreeForward
 from closeup.rl.processes import gathered, leave_in_order, sum_gradients
-from closeup.rl.resumable import ResumableTrainer
+from closeup.rl.resumable import ResumableTrainer, shape_of_run
 from closeup.rl.statistics import Summary, summarise
 from closeup.rl.tally import MeasuredForward, Tally, figures_of
 from closeup.rl.trainable import OpenVideos, one_thread, trainable_model, training_arguments
@@ -127,6 +128,7 @@ class TreeTrainer(ResumableTrainer):
         self.evaluation_tasks = tuple(evaluation_tasks)
         set_seed(config.seed)
         checkpoints.check_no_dropout(adapter.model)
+        self.begun_with = shape_of_run(adapter, preset, self.evaluation_tasks)
         model = trainable_model(adapter, config)
         arguments = training_arguments(config, max_steps)
         places = max_steps * config.gradient_accumulation_steps * config.per_device_train_batch_size
@@ -183,8 +185,9 @@ class TreeTrainer(ResumableTrainer):
                 there is none yet; a path goes on from there; None begins, and refuses a folder that holds another run.
 
         Raises:
-            CheckpointError: nothing to resume at a path, other settings than the checkpoint's, weights that do not fit,
-                or a folder in use. TrainingStopped: `stop` was called.
+            CheckpointError: nothing to resume at a path, other settings, tasks, preset or starting model than the
+                checkpoint's, files that cannot be read, weights that do not fit, or a folder in use.
+            TrainingStopped: `stop` was called.
         """
         folder = Path(self.args.output_dir)
         checkpoint = self.checkpoint_for(folder, resume_from_checkpoint)
@@ -219,6 +222,7 @@ class TreeTrainer(ResumableTrainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], None]:
         """The update's micro-batches; the Trainer's iterator only counts."""
+        self.begin_update()
         return self.next_batches(self.state.global_step), None
 
     def training_step(self, model: Any, inputs: Sequence[TrainTree], num_items_in_batch: Any = None) -> torch.Tensor:
@@ -362,12 +366,13 @@ class TreeTrainer(ResumableTrainer):
 
 
 class _Begin(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
-    """Evaluates before the first update, and stops where it was asked to."""
+    """Takes up what was not logged, evaluates before the first update, and stops where it was asked to."""
 
     def __init__(self, trainer: TreeTrainer) -> None:
         self._trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer.carry_on()
         settings = self._trainer.config.evaluation
         if settings is not None and settings.at_start and state.global_step == 0:
             self._trainer.evaluate()
