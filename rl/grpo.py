@@ -40,6 +40,7 @@ from closeup.rl.forward import LossOf
 from closeup.rl.generation import TrainGroup, load_groups, longest_path, save_groups, too_long, train_group
 from closeup.rl.losses import pair_weights, policy_loss
 from closeup.rl.processes import gathered
+from closeup.rl.resumable import contents_of_tasks
 from closeup.rl.reward_config import build_rewards
 from closeup.rl.rollout import Group, Rollouts, draw_seed, task_order
 from closeup.rl.statistics import zoom_hit
@@ -94,6 +95,7 @@ class GRPOTrainer(TreeTrainer):
             callbacks=callbacks,
         )
         self.tasks = tuple(tasks)
+        self.begun_with["tasks"] = contents_of_tasks(self.tasks)
         self.rewards = build_rewards(config.rewards, policy=self.policy, preset=preset)
         self.reference = reference_of(adapter) if config.beta and config.lora is None else None
         self.rollouts = Rollouts(
