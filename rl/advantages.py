@@ -31,9 +31,9 @@ finds:
 - `dr_grpo`: (G - 1)/G times the gradient, because a rollout has a part in its own baseline;
 - divided by a standard deviation s (`grpo`, scale_rewards="group"): each group's estimate is the unscaled one over
   max(s, floor), or over s + eps. Of one message whose reward takes two values the expectation is the gradient times
-  the one number E[s^2 / max(s, floor)] / E[s^2] (`grpo`: E[s^2 / (s + eps)] / E[s^2] (G - 1)/G): its direction is right, and
-  tasks of middling difficulty weigh less than they should. With more values or steps the direction is off, too. A `std_floor`
-  above every s leaves nothing but the constant 1 / std_floor;
+  one number, E[s^2 / max(s, floor)] / E[s^2] (`grpo`: E[s^2 / (s + eps)] / E[s^2] (G - 1)/G): its direction is right,
+  and tasks of middling difficulty weigh less than they should. With more values or steps the direction is off, too. A
+  `std_floor` above every s leaves nothing but the constant 1 / std_floor;
 - `reinforce_plus_plus`, before the division: short of the gradient of the expected mean return of the batch's steps,
   divided by the number of rollouts in the batch;
 - `love_r1`: scaled as `grpo`, per step, by those who reached it; a look's credit lacks the format reward of later

@@ -4,9 +4,17 @@ Names are those of TRL's `GRPOConfig` and of `TrainingArguments` where the meani
 is refused: no setting is accepted and ignored (a test runs a training and sees every field being read). So is one that
 is given where another setting leaves it without effect; null and false count as not given.
 
-Departures from TRL, each because the unit of work is a group's tree, not a row:
+Departures from TRL, most of them because the unit of work is a group's tree, not a row:
 - `per_device_train_batch_size` counts groups (SFT: trees) per process and micro-step;
-- `max_completion_length` bounds one message of the agent, of which an episode has several;
+- `max_completion_length` bounds one message of the agent, of which an episode has several; the constant of
+  `loss_type: dr_grpo` is that times the messages an episode may have, per episode, however many rows it makes;
+- `loss_type: grpo` and `importance_sampling_level: sequence` take a row for a completion: an episode while its context
+  grows, one message where every step's context is built anew;
+- `loss_type: bnpo` takes a group for a micro-batch, whatever `per_device_train_batch_size` is;
+- `scale_rewards` has no "batch", and with "group" `decoupled`, `episode_sum` and `outcome_only` bound the deviation
+  from below (`std_floor`) where TRL adds 1e-4 to it, which `grpo` does;
+- a reward of None is left out of its stream's statistics; TRL adds it to the completion's sum as 0;
+- failed and cancelled episodes, which TRL does not have, count nowhere: not in statistics, not in denominators;
 - `top_p` and `top_k` do not exist: the log-probabilities would be of another distribution than the one sampled from.
 
 Reading files and command lines is `closeup.rl.configfile`.
@@ -259,9 +267,11 @@ class GRPOConfig(TrainConfig, PolicyLossSettings):
         rewards: streams with weights (`closeup.rl.reward_config`), or the name of a preset of them.
         advantage: estimator (`closeup.rl.advantages`); advantage_options: what it takes beside the rewards;
             scale_rewards: "group" or "none", for estimators that take it.
-        mask_truncated_completions: leave episodes out that ended without an answer because a budget ran out.
+        mask_truncated_completions: learn nothing from episodes that ended without an answer because a budget ran out.
+            As in TRL they stay in the mean and deviation that the others are compared with, and in the number of rows.
         mask_second_zoom: leave LOVE-R1's undecided steps out (`closeup.rl.credit.masked_second_zoom`).
-        overlength: of an episode longer than max_length, "cut" what does not fit, or "mask" it whole.
+        overlength: of an episode longer than max_length, "cut" what does not fit, or "mask" it whole, which leaves it
+            out of mean and deviation, too.
         dynamic_sampling: replace groups that teach nothing by other tasks' (DAPO, arXiv 2503.14476), at most
             dynamic_sampling_max_tries times per place; what is then still without signal is left out.
         keep_rollouts: files of the last so many generations. log_completions: show sample rollouts;

@@ -5,8 +5,8 @@ the step counts at all; it knows nothing of tokens, baselines or weights.
 
 Invariants
 1. NaN means "not scored" and is never turned into a number here; a scored 0 is a 0.
-2. A step that does not count (a failed or cancelled episode, a masked step, a truncated episode when those are masked)
-   has no scored reward in any stream. It takes no part in any statistic.
+2. A step that does not count (a failed or cancelled episode, a masked step) has no scored reward in any stream. It
+   takes no part in any statistic.
 3. Steps are aligned by index: step t of every rollout is its t-th assistant message, whatever it did.
 """
 
@@ -86,7 +86,6 @@ def group_rewards(
     trajectories: Sequence[Trajectory],
     streams: Sequence[str] | None = None,
     *,
-    mask_truncated: bool = False,
     masked: MaskRule | None = None,
 ) -> GroupRewards:
     """The rewards of one group.
@@ -98,7 +97,6 @@ def group_rewards(
         trajectories: the G rollouts of one task, late streams already added.
         streams: which streams, in this order; default: every name that occurs, sorted. Trainers give them, so that a
             group in which everything failed has the same streams as any other.
-        mask_truncated: no step of a truncated episode counts (TRL's `mask_truncated_completions`).
         masked: names further steps that do not count (see `masked_second_zoom`).
 
     Returns:
@@ -115,7 +113,7 @@ def group_rewards(
     reached = np.zeros((len(trajectories), length), np.bool_)
     values = np.full((len(chosen), *reached.shape), np.nan)
     for i, trajectory in enumerate(trajectories):
-        if not _counts(trajectory, mask_truncated):
+        if not ran(trajectory):
             continue
         without = _masked_steps(trajectory, masked)
         for t, step in enumerate(trajectory.steps):
@@ -134,6 +132,21 @@ def group_rewards(
             " nothing), or leave them out of the configuration"
         )
     return GroupRewards(chosen, values, reached)
+
+
+def ran(trajectory: Trajectory) -> bool:
+    """Whether an episode says anything about the policy: it neither failed nor was cancelled."""
+    return not (trajectory.outcome.failed or trajectory.outcome.reason == CANCELLED)
+
+
+def without_truncated(group: GroupRewards, trajectories: Sequence[Trajectory]) -> GroupRewards:
+    """What is learnt from under TRL's `mask_truncated_completions`: no step of a truncated episode.
+
+    For after the advantages: as in TRL, what a truncated episode earned is part of what the others are compared with,
+    or those who finished would be compared with each other alone.
+    """
+    out = np.array([trajectory.outcome.truncated for trajectory in trajectories], np.bool_)[:, None]
+    return GroupRewards(group.streams, np.where(out, np.nan, group.values), group.reached & ~out)
 
 
 def masked_second_zoom(trajectory: Trajectory) -> frozenset[int]:
@@ -223,11 +236,6 @@ def _statistics(groups: Sequence[GroupRewards], name: str, length: int) -> Strea
 
 def _ratio(above: Array, below: Array) -> Array:
     return np.where(below > 0, above / np.maximum(below, 1), np.nan)
-
-
-def _counts(trajectory: Trajectory, mask_truncated: bool) -> bool:
-    outcome = trajectory.outcome
-    return not (outcome.failed or outcome.reason == CANCELLED or (mask_truncated and outcome.truncated))
 
 
 def _masked_steps(trajectory: Trajectory, masked: MaskRule | None) -> Collection[int]:

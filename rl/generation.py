@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from closeup.agent.models.adapter import Adapter
 from closeup.agent.trajectory import Trajectory, read_trajectories, write_trajectories
-from closeup.rl.credit import GroupRewards
-from closeup.rl.losses import TargetBatch
+from closeup.rl.credit import GroupRewards, ran
+from closeup.rl.losses import RowCounts, TargetBatch
 from closeup.rl.rows import Row, rows_of
 from closeup.rl.tree import TreeBatch, build_tree
 
@@ -63,6 +63,13 @@ class TrainGroup:
             return np.zeros(0, dtype=np.int64)
         return np.bincount(self.tree.targets.row[self.counted], minlength=self.tree.rows)
 
+    @property
+    def row_counts(self) -> RowCounts:
+        """What the loss's denominators have to know."""
+        sound = [(t, bool(reached.any())) for t, reached in zip(self.trajectories, self.reached, strict=True) if ran(t)]
+        masked = sum(_leaves(trajectory) for trajectory, counts in sound if not counts)
+        return RowCounts(tuple(self.lengths.tolist()), masked, len(sound))
+
     def batch(self, weights: NDArray[np.float64], device: torch.device) -> TargetBatch:
         """The tree's targets for the loss; `weights`: float64 (rows,), the weight of each row's pairs."""
         assert self.tree is not None
@@ -102,6 +109,11 @@ def train_group(
             rows += found
     tree = build_tree(rows, adapter) if rows else None
     return TrainGroup(tuple(trajectories), advantages, rewards.reached, tree, cut)
+
+
+def _leaves(trajectory: Trajectory) -> int:
+    """Rows that `rows_of` would make of an episode."""
+    return len(set(range(len(trajectory.steps))) - {step.parent for step in trajectory.steps})
 
 
 def longest_path(trajectory: Trajectory) -> int:

@@ -9,7 +9,7 @@ is `closeup.rl.losses`, credit `closeup.rl.advantages`.
 
 Invariants
 1. Generation k has tasks and seeds that depend on (seed, k, attempt) alone; processes share its tasks out.
-2. Denominators count the targets of the whole global batch, of all processes.
+2. Denominators count the targets and rows of the whole global batch, of all processes; masked rows too, as TRL does.
 3. A group that teaches nothing (all advantages 0) is counted, and forwarded only when a KL term wants it.
 """
 
@@ -35,10 +35,17 @@ from closeup.agent.task import Task
 from closeup.agent.trajectory import Trajectory, write_trajectories
 from closeup.rl.advantages import estimate, has_signal, lone
 from closeup.rl.config import GRPOConfig
-from closeup.rl.credit import GroupRewards, as_metrics, group_rewards, masked_second_zoom, stream_statistics
+from closeup.rl.credit import (
+    GroupRewards,
+    as_metrics,
+    group_rewards,
+    masked_second_zoom,
+    stream_statistics,
+    without_truncated,
+)
 from closeup.rl.forward import LossOf
 from closeup.rl.generation import TrainGroup, load_groups, longest_path, save_groups, too_long, train_group
-from closeup.rl.losses import pair_weights, policy_loss
+from closeup.rl.losses import group_weights, policy_loss
 from closeup.rl.processes import gathered
 from closeup.rl.resumable import contents_of_tasks
 from closeup.rl.reward_config import build_rewards
@@ -135,31 +142,20 @@ class GRPOTrainer(TreeTrainer):
     def _with_losses(self, groups: Sequence[TrainGroup]) -> list[TrainTree | None]:
         """Each group's tree with its loss, None for one that teaches nothing; weights over the whole global batch."""
         config, rank = self.config, self.accelerator.process_index
-        mine = [(rank, index, group.lengths) for index, group in enumerate(groups)]
+        mine = [(rank, index, group.row_counts) for index, group in enumerate(groups)]
         every = mine if self.accelerator.num_processes == 1 else gathered(mine)
-        lengths = np.concatenate([counts[counts > 0] for _, _, counts in every] or [np.zeros(0)])
-        if not len(lengths):
-            return [None] * len(groups)
-        names = np.concatenate([np.full((counts > 0).sum(), which) for which, (_, _, counts) in enumerate(every)])
         constant = (config.max_completion_length or self.preset.budget.max_new_tokens) * self.preset.budget.max_steps
-        weights = pair_weights(
-            lengths.tolist(), config.loss_type, max_completion_length=constant, batches=names.tolist()
-        ).numpy()
-        offset, made = 0, list[TrainTree | None]()
-        for owner, index, counts in every:
-            some = int((counts > 0).sum())
-            part = weights[offset : offset + some]
-            offset += some
+        weights = group_weights([counts for _, _, counts in every], config.loss_type, max_completion_length=constant)
+        made = list[TrainTree | None]()
+        for (owner, index, counts), of_rows in zip(every, weights, strict=True):
             if owner != rank:
                 continue
             group = groups[index]
-            learns = some and (config.beta > 0 or has_signal(group.advantages))
+            learns = any(counts.lengths) and (config.beta > 0 or has_signal(group.advantages))
             if group.tree is None or not learns:
                 made.append(None)
-                continue
-            of_rows = np.zeros(len(counts))
-            of_rows[counts > 0] = part
-            made.append(TrainTree(group.tree, self._loss(group, of_rows), group.videos))
+            else:
+                made.append(TrainTree(group.tree, self._loss(group, of_rows.numpy()), group.videos))
         return made
 
     def _loss(self, group: TrainGroup, weights: Any) -> LossOf:
@@ -266,6 +262,9 @@ class GRPOTrainer(TreeTrainer):
         ]
         if config.advantage == "decoupled":
             self.tally.note(lone_steps=float(sum(lone(r, self.rewards.weights).sum() for r in rewards)))
+        if config.mask_truncated_completions:
+            rewards = [without_truncated(of, group.trajectories) for group, of in zip(found, rewards, strict=True)]
+            advantages = [np.where(of.reached, a, 0.0) for of, a in zip(rewards, advantages, strict=True)]
         return [
             train_group(group.trajectories, of, advantage, self.adapter, max_length=config.max_length)
             for group, of, advantage in zip(found, rewards, advantages, strict=True)
@@ -279,9 +278,7 @@ class GRPOTrainer(TreeTrainer):
                 return frozenset(range(len(trajectory.steps)))
             return masked_second_zoom(trajectory) if config.mask_second_zoom else frozenset()
 
-        return group_rewards(
-            trajectories, self.rewards.streams, mask_truncated=config.mask_truncated_completions, masked=masked
-        )
+        return group_rewards(trajectories, self.rewards.streams, masked=masked)
 
     def _refilled(self, number: int, groups: list[TrainGroup]) -> list[TrainGroup]:
         """With groups that teach nothing replaced by other tasks' as long as tries are left; the rest left out."""

@@ -40,8 +40,9 @@ class PolicyLossSettings(BaseModel):
 
     Attributes:
         loss_type: the denominator (`pair_weights`): grpo (mean over each row, then over rows; DeepSeekMath, arXiv
-            2402.03300), dr_grpo (a constant; arXiv 2503.20783), dapo (all tokens of the global batch; arXiv
-            2503.14476), bnpo (the tokens of each micro-batch, then over micro-batches).
+            2402.03300), dr_grpo (a constant per episode; arXiv 2503.20783), dapo (all tokens of the global batch; arXiv
+            2503.14476), bnpo (the tokens of each micro-batch, then over micro-batches; a group is a micro-batch here,
+            where TRL takes one process's batch of completions). Rows of masked episodes count as rows, as in TRL.
         epsilon: the ratio is clipped from below at 1 - epsilon (PPO, arXiv 1707.06347).
         epsilon_high: and from above at 1 + epsilon_high; None: as epsilon. DAPO uses 0.28.
         delta: upper bound of the unclipped ratio, which bounds the loss of negative advantages (dual clip, arXiv
@@ -212,11 +213,12 @@ def pair_weights(
     *,
     max_completion_length: int | None = None,
     batches: Sequence[int] | Tensor | None = None,
+    completions: int | None = None,
 ) -> Tensor:
     """The weight of each pair of each row, so that the loss of the whole global batch is a sum.
 
         grpo     1 / (rows * length of the row)
-        dr_grpo  1 / (rows * max_completion_length)
+        dr_grpo  1 / (completions * max_completion_length)
         dapo     1 / (all targets)
         bnpo     1 / (micro-batches * targets of the row's micro-batch)
 
@@ -227,13 +229,15 @@ def pair_weights(
         max_completion_length: in tokens, for dr_grpo.
         batches: (R,), which micro-batch (here: group) a row belongs to, for bnpo; default: all rows are one, and bnpo
             is dapo.
+        completions: episodes of the global batch, for dr_grpo, whose divisor must not depend on how many rows the
+            policy made of them; default: one per row.
 
     Returns:
         float64 (R,), on the CPU; the weights of pairs are `pair_weights(…)[rows]`, with rows counted as `lengths` is.
 
     Raises:
         ValueError: an unknown loss type, a negative length, no row, batches of another number, or dr_grpo without a
-            positive `max_completion_length`.
+            positive `max_completion_length`, or of no completion.
     """
     if loss_type not in get_args(LossType):
         raise ValueError(f"loss_type is one of {list(get_args(LossType))}, got {loss_type!r}")
@@ -247,7 +251,10 @@ def pair_weights(
             raise ValueError(
                 f"dr_grpo divides by max_completion_length, a positive number of tokens; got {max_completion_length}"
             )
-        return torch.full_like(count, 1 / (len(count) * max_completion_length))
+        number = len(count) if completions is None else completions
+        if number < 1:
+            raise ValueError(f"dr_grpo divides by the number of completions, which is positive; got {completions}")
+        return torch.full_like(count, 1 / (number * max_completion_length))
     if loss_type == "dapo" or batches is None:
         return torch.full_like(count, float(1 / count.sum().clamp(min=1)))
     batch = torch.as_tensor(batches).cpu()
@@ -256,6 +263,42 @@ def pair_weights(
     names, which = torch.unique(batch, return_inverse=True)
     tokens = torch.zeros(len(names), dtype=torch.float64).index_add_(0, which, count)
     return (1 / (len(names) * tokens.clamp(min=1)))[which]
+
+
+@dataclass(frozen=True, slots=True)
+class RowCounts:
+    """What denominators have to know of one group.
+
+    Attributes:
+        lengths: targets of each row that is forwarded, 0 where all of its messages are masked.
+        masked: rows that are not forwarded because their episode is masked. They count, as TRL's masked completions do.
+        completions: episodes that ran. One that failed or was cancelled is none, and has no row.
+    """
+
+    lengths: tuple[int, ...]
+    masked: int = 0
+    completions: int = 0
+
+
+def group_weights(
+    groups: Sequence[RowCounts], loss_type: LossType, *, max_completion_length: int | None = None
+) -> list[Tensor]:
+    """`pair_weights` of a whole global batch, each group a micro-batch; float64 (rows,) of each group's forwarded rows.
+
+    Raises as `pair_weights`; but a batch without a row has no weights.
+    """
+    lengths = [length for group in groups for length in (*group.lengths, *[0] * group.masked)]
+    if not lengths:
+        return [torch.zeros(0, dtype=torch.float64) for _ in groups]
+    rows = [len(group.lengths) + group.masked for group in groups]
+    weights = pair_weights(
+        lengths,
+        loss_type,
+        max_completion_length=max_completion_length,
+        batches=[index for index, count in enumerate(rows) for _ in range(count)],
+        completions=sum(group.completions for group in groups),
+    )
+    return [part[: len(group.lengths)] for part, group in zip(weights.split(rows), groups, strict=True)]
 
 
 def _check(logprobs: Tensor, batch: TargetBatch, settings: PolicyLossSettings) -> None:

@@ -1,8 +1,9 @@
-"""Our policy loss and its gradient are those of TRL's `GRPOTrainer`, computed by TRL's own code.
+"""Our policy loss and its gradient are those of TRL's `GRPOTrainer`, both computed by the trainers' own code.
 
 TRL's `_compute_loss` is called with a stand-in for the trainer whose forward pass gives the log-probabilities of the
-test. Its settings come from a real `GRPOConfig`. The batch is one global batch of two processes that accumulate two
-micro-batches each; TRL's loss of it is the mean over processes of the sum over micro-batches.
+test; so is our `GRPOTrainer._with_losses`, which makes weights and losses of groups. TRL's settings come from a real
+`GRPOConfig`. The batch is one global batch of two processes that accumulate two micro-batches each; TRL's loss of it is
+the mean over processes of the sum over micro-batches.
 """
 
 from __future__ import annotations
@@ -12,16 +13,26 @@ import inspect
 import math
 import textwrap
 from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from closeup.rl.loss_metrics import combine, summary
-from closeup.rl.losses import PolicyLossSettings, TargetBatch, pair_weights, policy_loss
+from closeup.agent.task import Task
+from closeup.agent.trajectory import Outcome, StepRecord, Trajectory
+from closeup.rl import grpo as grpo_module
+from closeup.rl.credit import GroupRewards
+from closeup.rl.generation import TrainGroup
+from closeup.rl.grpo import GRPOTrainer
+from closeup.rl.loss_metrics import Metrics, combine, summary
+from closeup.rl.losses import PolicyLossSettings
+from closeup.rl.rollout import Group
 
 trl = pytest.importorskip("trl", reason="TRL is not installed (pip install 'closeup[train]')")
 
@@ -30,12 +41,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is depr
 
 PROCESSES, ACCUMULATION, ROWS, LENGTH = 2, 2, 3, 6
 MICRO = PROCESSES * ACCUMULATION
+TASK = Task(id="t", question="Which digit?", options=("3", "7"), answer="7")
 
 
 class Sample:
     """Per-token numbers of the whole global batch, (micro-batches, rows, tokens), float64."""
 
-    def __init__(self, seed: int, *, steps: bool) -> None:
+    def __init__(self, seed: int, *, steps: bool, masked: Sequence[tuple[int, int]] = ((1, 2),)) -> None:
         draw = torch.Generator().manual_seed(seed)
         shape = (MICRO, ROWS, LENGTH)
 
@@ -44,7 +56,8 @@ class Sample:
 
         lengths = torch.randint(2, LENGTH + 1, shape[:2], generator=draw)
         self.completion = (torch.arange(LENGTH) < lengths[..., None]).long()
-        self.completion[1, 2] = 0  # a masked completion: TRL counts the row, and none of its tokens
+        for completion in masked:
+            self.completion[completion] = 0  # a masked completion: TRL counts the row, and none of its tokens
         self.tool = torch.ones(shape, dtype=torch.long)
         self.tool[:, :, 1] = torch.randint(0, 2, shape[:2], generator=draw)  # tokens that a tool wrote
         self.mask = self.completion * self.tool
@@ -57,28 +70,56 @@ class Sample:
         self.advantages = advantages if steps else advantages[:, :, :1].expand(shape)
 
 
-def ours(sample: Sample, settings: PolicyLossSettings, completion: int) -> tuple[Tensor, dict[str, float]]:
-    """Our loss, micro-batch by micro-batch, of the pairs that are targets."""
-    lengths = sample.mask.sum(-1).flatten()
-    micro = torch.arange(MICRO).repeat_interleave(ROWS)
-    weights = pair_weights(lengths, settings.loss_type, max_completion_length=completion, batches=micro)
-    rows = torch.arange(MICRO * ROWS).view(MICRO, ROWS, 1).expand_as(sample.mask)
-    target = sample.mask.bool()
-    losses, metrics = [], []
+def groups_of(sample: Sample, *, kl: bool = True, old: bool = True) -> list[TrainGroup]:
+    """Each micro-batch as a trainer's group: a rollout is a row, a token a step; who is masked whole has no row."""
+    groups = []
     for m in range(MICRO):
-        here = target[m]
-        batch = TargetBatch(
-            advantages=sample.advantages[m][here],
-            weights=weights[rows[m][here]],
-            rows=rows[m][here],
-            old=sample.old[m][here],
-            reference=sample.reference[m][here],
-            rollout=sample.rollout[m][here],
+        target = sample.mask[m].bool().numpy()
+        whole = sample.completion[m].any(-1).numpy()  # the others were truncated
+        rollout, token = np.nonzero(target)
+        trajectories = tuple(
+            Trajectory(id=f"{m}/{i}", task=TASK, steps=(StepRecord(),), outcome=Outcome(truncated=not ran))
+            for i, ran in enumerate(whole)
         )
-        loss, measured = policy_loss(sample.logprobs[m][here], batch, settings)
-        losses.append(loss)
-        metrics.append(measured)
-    return torch.stack(losses).sum(), summary(combine(metrics))
+        targets = SimpleNamespace(
+            rollout=rollout,
+            step=token,
+            row=(np.cumsum(whole) - 1)[rollout],
+            logprob=sample.rollout[m].numpy()[target],
+        )
+        group = TrainGroup(
+            trajectories,
+            advantages=sample.advantages[m].numpy(),
+            reached=np.broadcast_to(whole[:, None], target.shape),
+            tree=SimpleNamespace(rows=int(whole.sum()), targets=targets),  # type: ignore[arg-type]
+            old=sample.old[m][target] if old else None,
+            reference=sample.reference[m][target] if kl else None,
+        )
+        groups.append(group)
+    return groups
+
+
+def ours(
+    sample: Sample, settings: PolicyLossSettings, completion: int, **with_: bool
+) -> tuple[Tensor, dict[str, float]]:
+    """Our loss: what `GRPOTrainer` makes of these groups, weights and all, added up over micro-batches."""
+    measured: list[Metrics] = []
+    trainer: Any = SimpleNamespace(
+        config=SimpleNamespace(
+            loss=settings, loss_type=settings.loss_type, max_completion_length=completion, beta=settings.beta
+        ),
+        accelerator=SimpleNamespace(process_index=0, num_processes=1),
+        preset=SimpleNamespace(budget=SimpleNamespace(max_steps=1, max_new_tokens=completion)),
+        adapter=SimpleNamespace(model=SimpleNamespace(device=torch.device("cpu"))),
+        tally=SimpleNamespace(measure=measured.append),
+    )
+    trainer._loss = partial(GRPOTrainer._loss, trainer)
+    losses = []
+    for m, made in enumerate(GRPOTrainer._with_losses(trainer, groups_of(sample, **with_))):
+        if made is not None:
+            logprobs = sample.logprobs[m][sample.mask[m].bool()]
+            losses.append(made.loss_of(logprobs, torch.arange(len(logprobs))))
+    return torch.stack(losses).sum(), summary(combine(measured))
 
 
 def theirs(
@@ -208,19 +249,83 @@ def test_loss_and_gradient_equal_trls(variant: str, loss_type: Any, level: Any, 
         assert {n: metrics[n] for n in names} == pytest.approx({n: means[n] for n in names}, rel=1e-5)
 
 
+@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo", "bnpo"])
+def test_masked_completions_count_as_trl_counts_them(loss_type: Any, tmp_path: Path) -> None:
+    """Half of the completions masked, one micro-batch whole: the others do not weigh more than they did."""
+    masked = [(0, 0), (0, 1), (0, 2), (1, 2), (2, 0), (3, 1)]
+    settings = PolicyLossSettings(loss_type=loss_type, vllm_importance_sampling_correction=False)
+    sample = Sample(5, steps=True, masked=masked)
+    mine, _ = ours(sample, settings, 40)
+    reference, _ = theirs(sample, settings, 40, tmp_path, steps=True)
+    torch.testing.assert_close(mine, reference, rtol=1e-12, atol=1e-14)
+    (gradient,) = torch.autograd.grad(mine, sample.logprobs)
+    (wanted,) = torch.autograd.grad(reference, sample.logprobs)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize("scores", [[1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.5]])
+def test_masking_truncated_completions_leaves_them_in_the_statistics_as_in_trl(
+    scores: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last two are truncated. What TRL computes, and what our trainer learns from, with its `_credited`."""
+    source = textwrap.dedent(inspect.getsource(trl.GRPOTrainer._generate_and_score_completions))
+    (block,) = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.If)
+        and ast.unparse(node.test) == "self.multi_objective_aggregation == 'sum_then_normalize'"
+    ]
+    scope: dict[str, Any] = {
+        "self": SimpleNamespace(
+            multi_objective_aggregation="sum_then_normalize", reward_weights=torch.ones(1), scale_rewards="group"
+        ),
+        "torch": torch,
+        "nanstd": trl.trainer.utils.nanstd,
+        "device": "cpu",
+        "num_generations": 4,
+        "rewards_per_func": torch.tensor(scores, dtype=torch.float64)[:, None],
+        "unscorable_mask": torch.zeros(4, dtype=torch.bool),
+    }
+    exec(compile(ast.Module(body=[block], type_ignores=[]), "trl", "exec"), scope)
+    truncated = torch.tensor([False, False, True, True])
+    wanted = scope["advantages"].masked_fill(truncated, 0.0)  # TRL masks their tokens
+
+    trajectories = tuple(
+        Trajectory(
+            id=f"t/{i}", task=TASK, steps=(StepRecord(rewards={"answer": score}),), outcome=Outcome(truncated=bool(cut))
+        )
+        for i, (score, cut) in enumerate(zip(scores, truncated, strict=True))
+    )
+
+    def made(of: Sequence[Trajectory], rewards: GroupRewards, advantages: Any, *_: Any, **__: Any) -> TrainGroup:
+        return TrainGroup(tuple(of), advantages, rewards.reached)
+
+    monkeypatch.setattr(grpo_module, "train_group", made)
+    trainer: Any = SimpleNamespace(
+        config=SimpleNamespace(
+            advantage="grpo",
+            estimator_options={},
+            mask_truncated_completions=True,
+            mask_second_zoom=False,
+            overlength="cut",
+            max_length=None,
+        ),
+        rewards=SimpleNamespace(weights={"answer": 1.0}, streams=("answer",)),
+        adapter=None,
+    )
+    trainer._rewards = partial(GRPOTrainer._rewards, trainer)
+    (group,) = GRPOTrainer._credited(trainer, [Group(TASK, trajectories)])
+    np.testing.assert_allclose(group.advantages[:, 0], wanted.numpy(), atol=1e-12)
+    assert group.reached[:, 0].tolist() == [True, True, False, False]
+    assert group.advantages[0, 0] > 0.5  # against those who were cut off, too
+
+
 def test_in_the_first_update_no_old_logprobs_are_needed(tmp_path: Path) -> None:
     settings = PolicyLossSettings(vllm_importance_sampling_correction=False)
     sample = Sample(0, steps=True)
     sample.old = sample.logprobs.detach().clone()
     reference, _ = theirs(sample, settings, 40, tmp_path, steps=True)
-    target = sample.mask.bool()
-    count = int(target.sum())
-    batch = TargetBatch(
-        sample.advantages[target],
-        torch.full((count,), 1 / count, dtype=torch.float64),
-        torch.zeros(count, dtype=torch.long),
-    )
-    mine, _ = policy_loss(sample.logprobs[target], batch, settings)
+    mine, _ = ours(sample, settings, 40, old=False, kl=False)
     torch.testing.assert_close(mine, reference)
     torch.testing.assert_close(
         torch.autograd.grad(mine, sample.logprobs), torch.autograd.grad(reference, sample.logprobs)

@@ -12,7 +12,15 @@ from closeup.agent.dialects.love_r1 import ANSWER_PREFIX, ZOOM_PREFIX
 from closeup.agent.live import CANCELLED
 from closeup.agent.task import Task
 from closeup.agent.trajectory import CallRecord, Outcome, StartRecord, StepRecord, Trajectory
-from closeup.rl.credit import GroupRewards, as_metrics, group_rewards, masked_second_zoom, stream_statistics
+from closeup.rl.credit import (
+    GroupRewards,
+    as_metrics,
+    group_rewards,
+    masked_second_zoom,
+    ran,
+    stream_statistics,
+    without_truncated,
+)
 
 Rewards = dict[str, float | None]
 TASK = Task(id="red", question="Which digit?", options=("3", "7"), answer="7")
@@ -47,23 +55,32 @@ def test_streams_are_those_asked_for_in_that_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("outcome", "mask_truncated", "counts"),
+    ("outcome", "counts"),
     [
-        (ANSWERED, False, True),
-        (ANSWERED, True, True),
-        (CUT, False, True),
-        (CUT, True, False),
-        (Outcome(failed=True, reason="the decoder broke"), False, False),
-        (Outcome(truncated=True, failed=True, reason="scoring failed"), False, False),
-        (Outcome(truncated=True, reason=CANCELLED), False, False),
+        (ANSWERED, True),
+        (CUT, True),
+        (Outcome(failed=True, reason="the decoder broke"), False),
+        (Outcome(truncated=True, failed=True, reason="scoring failed"), False),
+        (Outcome(truncated=True, reason=CANCELLED), False),
     ],
 )
-def test_which_episodes_count(outcome: Outcome, mask_truncated: bool, counts: bool) -> None:
-    rewards = [{"format": 1.0}, {"format": 0.5}]
-    group = group_rewards([episode("red/0", *rewards, outcome=outcome), SHORT], mask_truncated=mask_truncated)
+def test_which_episodes_count(outcome: Outcome, counts: bool) -> None:
+    trajectory = episode("red/0", {"format": 1.0}, {"format": 0.5}, outcome=outcome)
+    group = group_rewards([trajectory, SHORT])
+    assert ran(trajectory) == counts
     assert group.reached[0].tolist() == [counts, counts]
     assert np.isnan(group.stream("format")[0]).all() != counts
     assert group.reached[1].tolist() == [True, False]
+
+
+def test_what_truncated_episodes_earned_counts_and_nothing_is_learnt_from_them() -> None:
+    trajectories = [FIRST, episode("red/1", {"format": 1.0, "zoom": None, "answer": 0.0}, outcome=CUT)]
+    group = group_rewards(trajectories)
+    assert group.reached.tolist() == [[True, True], [True, False]]
+    learnt = without_truncated(group, trajectories)
+    assert learnt.streams == group.streams and learnt.reached.tolist() == [[True, True], [False, False]]
+    np.testing.assert_equal(learnt.values[:, 0], group.values[:, 0])
+    assert np.isnan(learnt.values[:, 1]).all()
 
 
 def test_a_masked_step_does_not_count_and_its_neighbours_do() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,7 +14,16 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from closeup.rl.loss_metrics import combine, summary
-from closeup.rl.losses import PolicyLossSettings, TargetBatch, nll_loss, pair_weights, policy_loss
+from closeup.rl.losses import (
+    LossType,
+    PolicyLossSettings,
+    RowCounts,
+    TargetBatch,
+    group_weights,
+    nll_loss,
+    pair_weights,
+    policy_loss,
+)
 
 LENGTHS = (3, 5, 1, 4)
 PLAIN = PolicyLossSettings(vllm_importance_sampling_correction=False)
@@ -348,6 +357,32 @@ def test_weights_of_a_batch_without_a_target_are_finite_and_rows_without_one_cou
     assert torch.isfinite(pair_weights([0, 0], loss_type)).all()
     shares = (pair_weights([0, 4], loss_type) * torch.tensor([0, 4])).sum().item()
     assert shares == pytest.approx(0.5 if loss_type == "grpo" else 1)
+
+
+def test_dr_grpos_divisor_does_not_depend_on_how_many_rows_the_policy_makes() -> None:
+    """LOVE-R1's protocol: an episode that answers at once is one row, one that looks first is two."""
+    at_once = RowCounts((100,) * 8, completions=8)
+    looked = RowCounts((100,) * 16, completions=8)
+    for counts in (at_once, looked):
+        (weights,) = group_weights([counts], "dr_grpo", max_completion_length=1024)
+        assert weights.tolist() == pytest.approx([1 / (8 * 1024)] * len(counts.lengths))
+
+
+def test_rows_of_masked_episodes_count_and_have_no_weight_of_their_own() -> None:
+    groups = [RowCounts((3, 0), masked=2, completions=4), RowCounts((), masked=1, completions=1), RowCounts((5,), 0, 1)]
+    found = {t: group_weights(groups, t, max_completion_length=10) for t in get_args(LossType)}
+    assert {len(of[0]) for of in found.values()} == {2} and {len(of[1]) for of in found.values()} == {0}
+    shares = {name: [float(of[0][0]), float(of[2][0])] for name, of in found.items()}
+    wanted = {
+        "grpo": [1 / (6 * 3), 1 / (6 * 5)],
+        "dr_grpo": [1 / 60, 1 / 60],
+        "dapo": [1 / 8, 1 / 8],
+        "bnpo": [1 / (3 * 3), 1 / (3 * 5)],  # a micro-batch without a target is one, as in TRL
+    }
+    assert {name: pytest.approx(numbers) for name, numbers in wanted.items()} == shares
+    assert [len(of) for of in group_weights([RowCounts(()), RowCounts(())], "grpo")] == [0, 0]
+    with pytest.raises(ValueError, match="number of completions, which is positive; got 0"):
+        group_weights([RowCounts((1,))], "dr_grpo", max_completion_length=10)
 
 
 def refused(change: Callable[[Tensor, TargetBatch], tuple[Tensor, TargetBatch]], **changes: Any) -> None:
