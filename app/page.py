@@ -1,8 +1,8 @@
 """The demo's page, drawn with Gradio, which is imported when the page is built: not every installation has it.
 
-Gradio reads its listeners' annotations, so this file has them evaluated. The page is one column of controls and one of
-what happens. What happens is HTML of `closeup.app.html`, drawn again as the episode's events arrive; the browser changes
-only what differs. The API beside it is `closeup.app.api`.
+Gradio reads its listeners' annotations, so this file has them evaluated. One column holds the controls, the other what
+happens: HTML of `closeup.app.html`, drawn again as the episode's events arrive, of which the browser changes what
+differs. The API beside it is `closeup.app.api`.
 
 Invariants
 1. No listener raises: whatever goes wrong becomes a sentence on the page.
