@@ -66,8 +66,8 @@ def training_arguments(config: TrainConfig, max_steps: int) -> TrainingArguments
     """The Trainer's settings of a configuration.
 
     Raises:
-        ConfigError: for what this machine or library cannot do, an optimizer that cannot be made included; and for a
-            setting that the optimizer does not take.
+        ConfigError: for what this machine or library cannot do, an optimizer that cannot be made and an attention core
+            without gradients here included; and for a setting that the optimizer does not take.
     """
     evaluation = config.evaluation
     try:
@@ -114,6 +114,11 @@ def training_arguments(config: TrainConfig, max_steps: int) -> TrainingArguments
                 raise ConfigError(
                     f"{name} has no effect with optim: {config.optim}; leave it out, or choose adamw_torch"
                 )
+    if config.attention_core == "flex" and arguments.device.type != "cuda":
+        raise ConfigError(
+            "attention_core: flex trains on CUDA devices alone (FlexAttention has no backward pass on others), and this"
+            f" run is on {arguments.device.type}; choose segment, split or dense"
+        )
     return arguments
 
 

@@ -117,11 +117,12 @@ def test_a_model_with_dropout_is_refused(half: Adapter) -> None:
         {"two_phase": True},
         {"attention_core": "dense", "head_chunk": 16},
         {"gradient_checkpointing": True, "two_phase": True, "train_vision": True},
+        {"two_phase": True, "lora": {"r": 4, "target_modules": r".*language_model\..*(q|v)_proj"}},
     ],
     ids=lambda settings: "+".join(settings),
 )
 def test_what_saves_memory_changes_no_update(make_grpo: Make, settings: dict[str, Any]) -> None:
-    plain = {"train_vision": True} if settings.get("train_vision") else {}
+    plain = {name: settings[name] for name in ("train_vision", "lora") if name in settings}
     common: dict[str, Any] = {"max_steps": 1, "optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0}
     before = make_grpo(**common, **plain)
     start = weights_of(before)
@@ -129,6 +130,22 @@ def test_what_saves_memory_changes_no_update(make_grpo: Make, settings: dict[str
     other = trained(make_grpo(**common, **settings, output_dir=before.args.output_dir + "-2"))
     assert apart(start, one) > 1e-3
     assert apart(one, other) < 1e-3 * apart(start, one)
+
+
+def test_features_on_disk_are_used_and_change_no_update(make_grpo: Make, tmp_path: Path) -> None:
+    def run(name: str, **settings: Any) -> tuple[GRPOTrainer, Weights]:
+        trainer = make_grpo(max_steps=1, output_dir=str(tmp_path / name), **settings)
+        return trainer, trained(trainer)
+
+    plain, wanted = run("plain")
+    cold, made = run("cold", feature_cache_dir=str(tmp_path / "cache"))
+    warm, found = run("warm", feature_cache_dir=str(tmp_path / "cache"))
+    assert plain.store.disk is None
+    assert cold.store.encoded == plain.store.encoded > 0
+    assert cold.store.loaded == 0
+    assert warm.store.encoded == 0
+    assert warm.store.loaded == cold.store.encoded
+    assert moved(made, wanted) == moved(found, wanted) == set()
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------
@@ -264,6 +281,10 @@ def test_what_the_command_reads_is_read_there() -> None:
 def test_what_this_machine_cannot_do_is_said(grpo_settings: Callable[..., dict[str, Any]]) -> None:
     with pytest.raises(ConfigError, match="these settings cannot be used here: .*adamw_tochr"):
         training_arguments(checked(GRPOConfig, grpo_settings(optim="adamw_tochr")), 1)
+    with pytest.raises(
+        ConfigError, match="flex trains on CUDA devices alone .* on cpu; choose segment, split or dense"
+    ):
+        training_arguments(checked(GRPOConfig, grpo_settings(attention_core="flex")), 1)
     with pytest.raises(ConfigError, match="report_to names wandb, which is not installed; install it with: pip"):
         check_trackers(checked(GRPOConfig, grpo_settings(report_to=["wandb"])))
 
