@@ -12,8 +12,8 @@ import pytest
 
 from closeup.rl.callbacks import MetricsFile
 from closeup.rl.config import GRPOConfig
-from closeup.rl.configfile import checked
-from closeup.rl.hub import model_card, push
+from closeup.rl.configfile import ConfigError, checked
+from closeup.rl.hub import HubError, model_card, push
 from closeup.rl.statistics import summarise
 
 
@@ -53,6 +53,35 @@ def test_the_folder_is_uploaded_with_its_card(
     push(tmp_path, "the card", config)
     assert calls[0] == ("org/mine", {"private": True, "exist_ok": True})
     assert calls[1][1]["repo_id"] == "org/mine"
+
+
+@pytest.mark.parametrize("where", ["create_repo", "upload_folder"])
+def test_what_cannot_be_uploaded_is_said_in_a_sentence(
+    config: GRPOConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    class Api:
+        def create_repo(self, name: str, **how: Any) -> Any:
+            self.fail("create_repo")
+            return SimpleNamespace(repo_id=name)
+
+        def upload_folder(self, **how: Any) -> None:
+            self.fail("upload_folder")
+
+        def fail(self, place: str) -> None:
+            if place == where:
+                raise ConnectionError("403 Forbidden:\n you have no right")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    with pytest.raises(HubError) as refused:
+        push(tmp_path, "the card", config)
+    said = str(refused.value)
+    assert "ConnectionError: 403 Forbidden: you have no right" in said
+    assert isinstance(refused.value, ConfigError)  # which the command says as a sentence
+    if where == "upload_folder":
+        assert f"the model is in {tmp_path}" in said
+        assert f"hf upload org/mine {tmp_path}" in said
+    else:
+        assert "the repository org/mine cannot be made" in said
 
 
 def test_a_resumed_run_takes_back_what_it_will_say_again(tmp_path: Path) -> None:
