@@ -79,7 +79,13 @@ class Session:
         self._context: tuple[Message, ...] = ()
 
     def open(self, seen_clips: tuple[Clip, ...], history: tuple[Message, ...], assistant_prefix: str) -> Observation:
-        """The first observation. Raises `ValueError` for a clip of another video, or a start that is over budget."""
+        """The first observation.
+
+        Raises `ValueError` for a clip of another video, a window of the task's that lies past the end of its video, or
+        a start that is over budget.
+        """
+        given = self._watched_before()
+        seen_clips = (*given, *(clip for clip in seen_clips if clip not in given))
         before = tuple(clip for message in history for clip in message.clips)
         for clip in (*before, *seen_clips):
             if clip.video not in self.by_identity:
@@ -156,16 +162,7 @@ class Session:
         already, or when it does not fit the budget."""
         if self.close or not self.videos:
             return ()
-        video, rules = self.videos[0], self.preset.rules
-        clip = Clip(
-            video=video.identity,
-            start=0.0,
-            end=video.duration,
-            num_frames=rules.frames_of(video.duration),
-            placement="left",
-            pixels=rules.pixels_of(video.duration),
-            overlay=self.preset.overview.overlay,
-        )
+        clip = self._close_look(0.0, self.videos[0].duration)
         return () if self.meter.refusal(self.cost(clip)) else (clip,)
 
     def tool_context(self) -> ToolContext:
@@ -188,6 +185,32 @@ class Session:
         self.over = True
         for video in self.videos:
             video.close()
+
+    def _watched_before(self) -> tuple[Clip, ...]:
+        """The windows that the task says were watched, as close looks. Raises `ValueError`."""
+        clips = []
+        for start, end in self.task.seen:
+            duration = self.videos[0].duration
+            if start >= duration:
+                raise ValueError(
+                    f"the task's 'seen' names {start:g} s to {end:g} s, and its video is {duration:g} s long; give"
+                    " windows inside the video"
+                )
+            clips.append(self._close_look(start, min(end, duration)))
+        return tuple(clips)
+
+    def _close_look(self, start: float, end: float) -> Clip:
+        """A window (seconds) of the first video with as many and as large frames as the rules say."""
+        video, rules = self.videos[0], self.preset.rules
+        return Clip(
+            video=video.identity,
+            start=start,
+            end=end,
+            num_frames=rules.frames_of(end - start),
+            placement="left",
+            pixels=rules.pixels_of(video.duration),
+            overlay=self.preset.overview.overlay,
+        )
 
     def _as_shown(self, overview: Clip) -> Clip:
         """What is shown of an overview: itself, or black frames in its place."""

@@ -1,9 +1,9 @@
 """`Task`: a question about zero or more videos, with whatever is known of its answer.
 
 A row of a task file (JSON Lines, parquet, or a dataset folder) is `{"id"?, "video" | "videos", "question", "options"?,
-"answer"?, "evidence"?, "kind"?, "answer_kind"?, "subtitles"?, "audio"?}`, and may carry "duration" and "meta", which
-are not read; paths in it are relative to the folder that holds the file. `load_tasks` says which line or row is wrong
-and why.
+"answer"?, "evidence"?, "seen"?, "kind"?, "answer_kind"?, "subtitles"?, "audio"?}`, and may carry "duration" and "meta",
+which are not read; paths in it are relative to the folder that holds the file. `load_tasks` says which line or row is
+wrong and why.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ class Task(BaseModel):
         options: answer options; empty for free answers. Option i has letter `LETTERS[i]`.
         answer: gold answer: the exact text of an option, or free text; None when unknown.
         evidence: gold windows `(start, end)` in seconds; () when unknown.
+        seen: windows `(start, end)` in seconds of the first video that were watched closely before the task begins: an
+            episode opens with them beside the overview. What is cut off at the video's end is not shown.
         answer_kind: how an answer is judged.
         kind: a label to report accuracy by.
         subtitles: timed cues of the first video, shown with the frames they belong to.
@@ -57,6 +59,7 @@ class Task(BaseModel):
     options: tuple[str, ...] = ()
     answer: str | None = None
     evidence: tuple[Window, ...] = ()
+    seen: tuple[Window, ...] = ()
     answer_kind: AnswerKind = "choice"
     kind: str = ""
     subtitles: tuple[Cue, ...] = ()
@@ -73,6 +76,11 @@ class Task(BaseModel):
         for start, end in self.evidence:
             if not 0 <= start <= end:
                 raise ValueError(f"evidence window [{start:g}, {end:g}] is not an interval of seconds")
+        for start, end in self.seen:
+            if not 0 <= start < end:
+                raise ValueError(f"the window [{start:g}, {end:g}] in 'seen' has no seconds that could be shown")
+        if self.seen and not self.videos:
+            raise ValueError("'seen' names windows of the first video, and the task has no video")
         return self
 
     @property

@@ -5,7 +5,8 @@
     done = convert(Path("Video-R1-260k.json"), Path("tasks.jsonl"), layout="video_r1", videos=finder)
 
 Invariants
-1. Every row of the input is either a line of the output or a fault of the result, with its place, id and reason.
+1. Every row of the input is either in the output (on one line; some of LOVE-R1's on two, `formats.samples`) or a fault
+   of the result, with its place, id and reason.
 2. Every line of the output loads (`closeup.agent.task`), under an id of its own; ids depend on the input alone.
 3. The output appears whole, or not at all; the input is never written to.
 4. A video is where the annotation says, below one of the folders given, or the row is a fault: no search by name.
@@ -23,7 +24,7 @@ from typing import Any
 
 from closeup.agent.task import TaskError, task_from_row
 from closeup.agent.taskfile import raw_rows
-from closeup.rl.data.formats import LAYOUTS, Annotation
+from closeup.rl.data.formats import LAYOUTS, Annotation, samples
 from closeup.rl.data.options import RowFault
 
 
@@ -137,8 +138,8 @@ def convert(
                 if isinstance(outcome, RowReport):
                     faults.append(outcome)
                 else:
-                    written += 1
-                    file.write(outcome + "\n")
+                    written += len(outcome)
+                    file.writelines(line + "\n" for line in outcome)
                 if progress:
                     progress(rows)
                 if rows == limit:
@@ -152,30 +153,33 @@ def convert(
     return Conversion(rows, written, tuple(faults))
 
 
-def _outcomes(source: Path, out: Path, layout: str, videos: VideoFinder) -> Iterator[tuple[int, str | RowReport]]:
-    """`(rows so far, a line of the task file or why there is none)` for each row of the source."""
-    seen: set[str] = set()
+def _outcomes(source: Path, out: Path, layout: str, videos: VideoFinder) -> Iterator[tuple[int, list[str] | RowReport]]:
+    """`(rows so far, its lines of the task file or why there are none)` for each row of the source."""
+    taken: set[str] = set()
     for count, row in enumerate(raw_rows(source, what="annotation file"), 1):
         name = ""
         try:
             if row.fault:
                 raise RowFault("broken row", row.fault)
             name = str(next((row.fields[key] for key in ("problem_id", "qid", "id") if key in row.fields), ""))
-            annotation = LAYOUTS[layout](row.fields)
-            task_id = f"{layout}-{annotation.id or f'row{row.number}'}"
-            while task_id in seen:  # again and again: a row may have the very id that another one was given
-                task_id += f"-row{row.number}"
-            line = _line(annotation, task_id, layout, out, videos)
-            task_from_row(line, folder=out.parent, default_id=task_id)
-            text = json.dumps(line, ensure_ascii=False, allow_nan=False)
-            text.encode()  # halves of surrogate pairs fit in JSON, and in no file
+            parts = samples(LAYOUTS[layout](row.fields))
+            ids, texts = list[str](), list[str]()
+            for number, annotation in enumerate(parts):
+                task_id = f"{layout}-{annotation.id or f'row{row.number}'}" + ("-seen" if number else "")
+                while task_id in taken or task_id in ids:  # a row may have the very id that another one was given
+                    task_id += f"-row{row.number}"
+                line = _line(annotation, task_id, layout, out, videos)
+                task_from_row(line, folder=out.parent, default_id=task_id)
+                texts.append(json.dumps(line, ensure_ascii=False, allow_nan=False))
+                texts[-1].encode()  # halves of surrogate pairs fit in JSON, and in no file
+                ids.append(task_id)
         except RowFault as fault:
             yield count, RowReport(row.place, name, fault.kind, str(fault))
         except (TaskError, ValueError, RecursionError) as error:  # what a task does not allow: equal options, and so on
             yield count, RowReport(row.place, name, "not a task", str(error))
         else:
-            seen.add(task_id)
-            yield count, text
+            taken.update(ids)
+            yield count, texts
 
 
 def _line(annotation: Annotation, task_id: str, layout: str, out: Path, videos: VideoFinder) -> dict[str, Any]:
@@ -188,9 +192,12 @@ def _line(annotation: Annotation, task_id: str, layout: str, out: Path, videos: 
     line["question"] = annotation.question
     if annotation.options:
         line["options"] = list(annotation.options)
-    line |= {"answer": annotation.answer, "answer_kind": annotation.answer_kind}
-    if annotation.evidence:
-        line["evidence"] = [list(window) for window in annotation.evidence]
+    if annotation.answer is not None:
+        line["answer"] = annotation.answer
+    line["answer_kind"] = annotation.answer_kind
+    for name in ("evidence", "seen"):
+        if windows := getattr(annotation, name):
+            line[name] = [list(window) for window in windows]
     if annotation.kind:
         line["kind"] = annotation.kind
     if annotation.duration is not None:

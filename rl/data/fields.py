@@ -76,6 +76,18 @@ def windows_of(row: Row, key: str) -> tuple[Window, ...]:
     return tuple(windows)
 
 
+def seen_windows(row: Row, key: str) -> tuple[Window, ...]:
+    """Windows that are watched, in whole seconds as LOVE-R1 rounds them, by their start.
+
+    Raises `RowFault` as `windows_of`, and for a window of which rounding leaves no second to be shown.
+    """
+    found = sorted({(float(round(start)), float(round(end))) for start, end in windows_of(row, key)})
+    for start, end in found:
+        if start == end:
+            raise RowFault("evidence", f"'{key}' holds a window at {start:g} s without a second to be watched")
+    return tuple(found)
+
+
 def grounding_window(gold: str) -> Window:
     """The window of a grounding answer, "[12, 20]" or "12 - 20". Raises `RowFault`."""
     match = _SPAN.fullmatch(gold.strip())

@@ -10,9 +10,14 @@ Sources: the data cards and data loaders of the three projects (field names as o
   zoomin_intervals in seconds); fine-tuning rows (video, messages, tgt, zoomin_intervals, cot_data); CG-Bench rows
   (video_uid, question, choices, right_answer, clue_intervals); NExT-GQA rows (video, conversations, tgt).
 
+LOVE-R1's reinforcement rows are of two kinds, as its trainer tells them apart. With windows in tgt a row is a grounding
+sample: the question is asked for where to look, whatever solution it has (`Annotation.answer` is None, and the kind
+"grounding"). Without, it is an answer sample. The windows in zoomin_intervals, rounded to whole seconds, were watched
+before (`Annotation.seen`). A grounding row is trained on twice there, before and after these: `samples`.
+
 Invariants
-1. A row becomes an annotation with a question, a gold answer that fits its kind, and at least one video, or `RowFault`
-   says what it lacks; a field that is missing but not needed is no fault.
+1. A row becomes an annotation with a question, at least one video, and a gold answer that fits its kind or (grounding
+   samples) gold windows, or `RowFault` says what it lacks; a field that is missing but not needed is no fault.
 2. Nothing is made up: without known windows there is no evidence. The one derived value is the evidence of a temporal
    grounding question, whose gold answer is where it happens.
 """
@@ -21,7 +26,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from closeup.agent.task import AnswerKind, Window
@@ -31,6 +36,7 @@ from closeup.rl.data.fields import (
     id_of,
     number_of,
     refuse_pictures,
+    seen_windows,
     short,
     strings_of,
     text_of,
@@ -68,16 +74,19 @@ class Annotation:
     """What a row says, in this project's terms; videos are still named as the annotation names them.
 
     Attributes:
+        answer: None for a grounding sample of LOVE-R1, which is asked where to look.
+        seen: windows (whole seconds) that are watched before the question is asked.
         id: the annotation's own id, or "".
         kind: a label to report accuracy by. meta: what a task has no field for, kept beside it.
     """
 
     videos: tuple[str, ...]
     question: str
-    answer: str
+    answer: str | None
     options: tuple[str, ...] = ()
     answer_kind: AnswerKind = "text"
     evidence: tuple[Window, ...] = ()
+    seen: tuple[Window, ...] = ()
     id: str = ""
     kind: str = ""
     duration: float | None = None
@@ -102,7 +111,7 @@ def longvideo_reason(row: Row) -> Annotation:
 def love_r1(row: Row) -> Annotation:
     """A row of any of LOVE-R1's files. Raises `RowFault`."""
     if "problem" in row:
-        return _problem(row, kind=text_of(row, "data_source"), thought="process")
+        return _reinforcement(row)
     if "right_answer" in row or "choices" in row:
         return _cg_bench(row)
     if "conversations" in row:
@@ -124,6 +133,16 @@ LAYOUTS: dict[str, Callable[[Row], Annotation]] = {
 }
 
 
+def samples(annotation: Annotation) -> tuple[Annotation, ...]:
+    """What is trained on because of a row: it, or, of a grounding row with windows watched before, first without them.
+
+    LOVE-R1 asks a grounding row for a window from the overview alone, and then for a new one beside those of the row.
+    """
+    if annotation.answer is None and annotation.seen:
+        return replace(annotation, seen=()), annotation
+    return (annotation,)
+
+
 # ---- the forms -----------------------------------------------------------------------------------------------------
 
 
@@ -141,6 +160,35 @@ def _problem(row: Row, *, kind: str, thought: str) -> Annotation:
     if said and asked is None:
         raise RowFault("answer kind", f"unknown problem_type {said!r}; known: {', '.join(KINDS)}")
     return _finish(row, question, gold, asked, strings_of(row, "options"), kind=kind or said, thought=thought)
+
+
+def _reinforcement(row: Row) -> Annotation:
+    """A row of LOVE-R1's reinforcement: a grounding sample with windows in tgt, else an answer sample."""
+    seen = seen_windows(row, "zoomin_intervals")
+    evidence = windows_of(row, "tgt")
+    if not evidence:
+        return replace(_problem(row, kind=text_of(row, "data_source"), thought="process"), seen=seen)
+    refuse_pictures(row)
+    question = without_placeholders(text_of(row, "problem"))
+    given = strings_of(row, "options")
+    options = read_options(given).texts if given else ()
+    if not options and (found := split_options(question, inline=False)):
+        question, options = found[0], found[1].texts
+    if not question.strip():
+        raise RowFault("no question", f"no text in 'problem'; the row has {sorted(row)}")
+    return Annotation(
+        videos=videos_of(row),
+        question=question.strip(),
+        answer=None,
+        options=options,
+        answer_kind="grounding",
+        evidence=evidence,
+        seen=seen,
+        id=id_of(row),
+        kind=text_of(row, "data_source") or text_of(row, "problem_type"),
+        duration=number_of(row.get("duration")),
+        meta=_meta(row, "problem_id", "zoomin_intervals", "data_source", "solution"),
+    )
 
 
 def _cg_bench(row: Row) -> Annotation:
@@ -201,9 +249,7 @@ def _finish(
         raise RowFault(
             "gold answer", f"the gold answer has {len(answer)} characters; at most {MAX_TEXT} can be answered"
         )
-    meta = {
-        key: row[key] for key in ("problem_id", "zoomin_intervals", "data_source") if row.get(key) not in (None, [], "")
-    }
+    meta = _meta(row, "problem_id", "zoomin_intervals", "data_source")
     if text_of(row, thought):
         meta["reasoning"] = text_of(row, thought)
     return Annotation(
@@ -218,6 +264,10 @@ def _finish(
         duration=number_of(row.get("duration")),
         meta=meta,
     )
+
+
+def _meta(row: Row, *keys: str) -> dict[str, Any]:
+    return {key: row[key] for key in keys if row.get(key) not in (None, [], "")}
 
 
 def _known_kind(said: str) -> AnswerKind | None:

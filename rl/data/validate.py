@@ -82,8 +82,9 @@ def task_faults(task: Task) -> list[str]:
             if end > longest + SLACK_SECONDS
         ]
     if task.answer is None:
-        # A grounding task is scored by its evidence, and needs no answer in words.
-        if task.answer_kind != "grounding" or not task.evidence or task.options:
+        # A grounding task is scored by its evidence, and needs no answer in words. (With options it is a sample of
+        # LOVE-R1's, and what is scored is where the agent looks.)
+        if task.answer_kind != "grounding" or not task.evidence:
             faults.append("no gold answer: it can be asked but not evaluated")
     else:
         faults += _answer_faults(task)

@@ -16,7 +16,6 @@ ROW = {
     "options": ["A. 3", "B. 7"],
     "solution": "<answer>B</answer>",
     "path": "/data/love/digit.mp4",
-    "tgt": [[1, 2]],
     "zoomin_intervals": [],
     "data_type": "video",
 }

@@ -64,18 +64,35 @@ def test_each_row_is_a_task_or_a_fault(folder: Path) -> None:
 
 
 def test_what_is_written_validates(folder: Path) -> None:
-    love = {**ROW, "tgt": [[1, 2.5]], "zoomin_intervals": [[0, 1]], "data_type": "video"}
+    love = {**ROW, "zoomin_intervals": [[0, 1]], "data_type": "video"}
     open_ended = {"problem": "Where?", "answer": "on a grey wall", "videos": "clips/a.mp4"}
     assert run(folder, [ROW]).written == 1
     assert validate(folder / "tasks.jsonl").faults == ()
     assert run(folder, [love], layout="love_r1").written == 1
     assert validate(folder / "tasks.jsonl").faults == ()
+    assert load_tasks(folder / "tasks.jsonl")[0].seen == ((0, 1),)
+    assert run(folder, [love | {"tgt": [[1, 2.5]]}], layout="love_r1").written == 2
+    assert validate(folder / "tasks.jsonl").faults == ()
     assert load_tasks(folder / "tasks.jsonl")[0].evidence == ((1, 2.5),)
     assert run(folder, [open_ended], layout="longvideo_reason").written == 1
     assert validate(folder / "tasks.jsonl").faults == ()
-    run(folder, [love | {"tgt": [[1, 40]]}], layout="love_r1")
+    run(folder, [love | {"tgt": [[1, 40]], "zoomin_intervals": []}], layout="love_r1")
     (fault,) = validate(folder / "tasks.jsonl").faults  # the video is 4 s long
     assert "reaches past the video" in fault.fault
+
+
+def test_a_grounding_row_of_love_r1_is_two_tasks_with_ids_of_their_own(folder: Path) -> None:
+    row = {**ROW, "tgt": [[1, 2.5]], "zoomin_intervals": [[0, 1.2]]}
+    gone = row | {"path": "./clips/gone.mp4"}
+    done = run(folder, [row, gone, row | {"problem_id": "5-seen"}, row], layout="love_r1")
+    assert (done.rows, done.written, [fault.place for fault in done.faults]) == (4, 6, ["row 2"])
+    tasks = load_tasks(folder / "tasks.jsonl")
+    assert [task.id for task in tasks[:2]] == ["love_r1-5", "love_r1-5-seen"]
+    assert len({task.id for task in tasks}) == 6
+    assert [task.seen for task in tasks] == [(), ((0, 1),)] * 3
+    assert {(task.answer, task.answer_kind, task.options) for task in tasks} == {
+        (None, "grounding", ("dark", "bright"))
+    }
 
 
 def test_the_task_file_can_be_moved_with_its_videos(folder: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from closeup.rl.data.formats import LAYOUTS, longvideo_reason, love_r1, video_r1
+from closeup.rl.data.formats import LAYOUTS, longvideo_reason, love_r1, samples, video_r1
 from closeup.rl.data.options import RowFault
 
 VIDEO_R1 = {
@@ -111,12 +111,36 @@ def test_an_open_row_of_longvideo_reason_is_text() -> None:
     assert (found.answer_kind, found.answer, found.options) == ("text", "Because it rains.", ())
 
 
-def test_a_reinforcement_row_of_love_r1() -> None:
-    found = love_r1(LOVE | {"tgt": [[10, 14.5], [20, 21]]})
-    assert (found.answer, found.options, found.evidence) == ("drum", ("violin", "drum"), ((10, 14.5), (20, 21)))
+def test_an_answer_sample_of_love_r1_opens_with_the_windows_of_its_row() -> None:
+    found = love_r1(LOVE)
+    assert (found.answer, found.answer_kind, found.options, found.evidence) == (
+        "drum",
+        "choice",
+        ("violin", "drum"),
+        (),
+    )
+    assert found.seen == ((3, 9),), "rounded to whole seconds"
     assert found.meta["zoomin_intervals"] == [[3.2, 9]]
+    assert samples(found) == (found,)
+    assert love_r1(LOVE | {"tgt": None, "zoomin_intervals": []}).seen == ()
+    assert love_r1(LOVE | {"zoomin_intervals": [[40, 41], [3, 5.6], [3, 6]]}).seen == ((3, 6), (40, 41))
+
+
+@pytest.mark.parametrize("solution", ["<answer>B</answer>", "<answer>Q</answer>", None])
+def test_a_row_of_love_r1_with_windows_is_asked_where_to_look_whatever_its_solution(solution: str | None) -> None:
+    row = LOVE | {"tgt": [[10, 14.5], [20, 21]], "solution": solution}
+    found = love_r1(row)
+    assert (found.answer, found.answer_kind, found.options) == (None, "grounding", ("violin", "drum"))
+    assert (found.evidence, found.seen) == (((10, 14.5), (20, 21)), ((3, 9),))
+    assert found.question == "Which instrument is played first?"
+    assert found.meta.get("solution") == solution
+    alone, beside = samples(found)
+    assert (alone.seen, beside) == ((), found), "it is asked from the overview, and beside what was watched before"
+    assert samples(love_r1(row | {"zoomin_intervals": []})) == (love_r1(row | {"zoomin_intervals": []}),)
     assert love_r1(LOVE | {"tgt": [10, 14]}).evidence == ((10, 14),)
-    assert love_r1(LOVE | {"tgt": None}).evidence == ()
+    inside = {"problem": "Which first?\nA. violin\nB. drum", "options": []}
+    assert love_r1(row | inside).options == ("violin", "drum")
+    assert love_r1(row | {"options": []}).options == ()
 
 
 def test_a_cg_bench_row_of_love_r1() -> None:
@@ -163,6 +187,11 @@ def zoom(text: str) -> dict[str, Any]:
         ("love_r1", LOVE | {"tgt": [[9, 3]]}, "evidence", r"'tgt' holds \[9, 3\]"),
         ("love_r1", LOVE | {"tgt": [[1, 2, 3]]}, "evidence", "a window is"),
         ("love_r1", LOVE | {"tgt": "1-2"}, "evidence", "a window is"),
+        ("love_r1", LOVE | {"tgt": [[1, 2]], "problem": " <video> "}, "no question", "no text in 'problem'"),
+        ("love_r1", LOVE | {"tgt": [[1, 2]], "path": None}, "no video", "no path in"),
+        ("love_r1", LOVE | {"tgt": [[1, 2]], "data_type": "image"}, "no video", "data_type is 'image'"),
+        ("love_r1", LOVE | {"zoomin_intervals": [[3.2, 3.4]]}, "evidence", "at 3 s without a second"),
+        ("love_r1", LOVE | {"zoomin_intervals": [3, 2]}, "evidence", r"'zoomin_intervals' holds \[3, 2\]"),
         ("love_r1", CG | {"right_answer": None}, "no gold answer", "right_answer"),
         ("love_r1", CG | {"video_uid": None}, "no video", "no path in"),
         ("love_r1", CHAT | {"conversations": CHAT["conversations"][:1]}, "unknown form", "lacks an assistant message"),

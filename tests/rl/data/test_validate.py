@@ -52,6 +52,7 @@ def test_a_gold_answer_that_scores_itself_is_none(kind: str, answer: str) -> Non
 def test_grounding_is_scored_by_its_evidence() -> None:
     assert faults("grounding", None, evidence=[(2, 5)]) == []
     assert faults("grounding", "[2, 5]", evidence=[(2, 5)]) == []
+    assert faults("grounding", None, evidence=[(2, 5)], options=("3", "7")) == []  # LOVE-R1's: a look is asked for
     assert faults("grounding", "[2, 4]", evidence=[(2, 5)]) == ["the gold answer '[2, 4]' does not score 1.0"]
     assert faults("grounding", None) == ["no gold answer: it can be asked but not evaluated"]
     assert faults("text", None, evidence=[(2, 5)]) == ["no gold answer: it can be asked but not evaluated"]
