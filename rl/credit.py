@@ -178,13 +178,16 @@ class StreamStatistics:
         std: mean over groups of the standard deviation within the group (Bessel-corrected), groups with two scored
             rewards or more.
         zero_std: share of those groups in which all scored rewards are equal: they teach nothing in this stream.
-        unscored: share of the counted steps that have no reward in this stream.
+        unscored: share of the counted steps that have no reward in this stream. Many streams speak of one step of an
+            episode only, and are silent at the others by design; so see also
+        silent: share of the counted episodes in which the stream scored no step at all (not per step; NaN for none).
     """
 
     mean: Array
     std: Array
     zero_std: Array
     unscored: Array
+    silent: float
 
 
 def stream_statistics(groups: Sequence[GroupRewards]) -> dict[str, StreamStatistics]:
@@ -195,9 +198,8 @@ def stream_statistics(groups: Sequence[GroupRewards]) -> dict[str, StreamStatist
 
 
 def as_metrics(statistics: Mapping[str, StreamStatistics]) -> dict[str, float]:
-    """Flat numbers for a logger: `rewards/<stream>/step<t>/mean|std|frac_zero_std|frac_unscored`; unmeasured left out.
-
-    Steps count from 0.
+    """Flat numbers for a logger: `rewards/<stream>/step<t>/mean|std|frac_zero_std|frac_unscored`, steps from 0, and
+    `rewards/<stream>/frac_episodes_unscored`. What was not measured is left out.
     """
     metrics: dict[str, float] = {}
     for name, of in statistics.items():
@@ -206,16 +208,21 @@ def as_metrics(statistics: Mapping[str, StreamStatistics]) -> dict[str, float]:
             for what, column in columns.items():
                 if not math.isnan(column[t]):
                     metrics[f"rewards/{name}/step{t}/{what}"] = float(column[t])
+        if not math.isnan(of.silent):
+            metrics[f"rewards/{name}/frac_episodes_unscored"] = of.silent
     return metrics
 
 
 def _statistics(groups: Sequence[GroupRewards], name: str, length: int) -> StreamStatistics:
     counted, scored, total = np.zeros(length), np.zeros(length), np.zeros(length)
     measured, spread, zero = np.zeros(length), np.zeros(length), np.zeros(length)
+    episodes, silent = 0, 0
     for group in groups:
         steps = slice(group.reached.shape[1])
         rewards = group.stream(name)
         have = ~np.isnan(rewards)
+        episodes += int(group.reached.any(axis=1).sum())
+        silent += int((group.reached.any(axis=1) & ~have.any(axis=1)).sum())
         n, number = have.sum(axis=0), np.where(have, rewards, 0.0)
         counted[steps] += group.reached.sum(axis=0)
         scored[steps] += n
@@ -231,6 +238,7 @@ def _statistics(groups: Sequence[GroupRewards], name: str, length: int) -> Strea
         std=_ratio(spread, measured),
         zero_std=_ratio(zero, measured),
         unscored=_ratio(counted - scored, counted),
+        silent=silent / episodes if episodes else math.nan,
     )
 
 

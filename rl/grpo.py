@@ -50,6 +50,7 @@ from closeup.rl.processes import gathered
 from closeup.rl.resumable import contents_of_tasks
 from closeup.rl.reward_config import build_rewards
 from closeup.rl.rollout import Group, Rollouts, draw_seed, task_order
+from closeup.rl.scorers import Unanswered, check_scorers
 from closeup.rl.statistics import zoom_hit
 from closeup.rl.trainable import reference_of
 from closeup.rl.trainer import TrainTree, TreeTrainer
@@ -85,7 +86,8 @@ class GRPOTrainer(TreeTrainer):
             tasks: to train on; gold answers and evidence are for the rewards.
 
         Raises:
-            ValueError: no tasks, or two with one id.
+            ValueError: no tasks, or two with one id. RewardError: a reward that cannot be used, or a judge that does
+                not answer.
         """
         if not tasks:
             raise ValueError("there is no task to train on")
@@ -104,6 +106,8 @@ class GRPOTrainer(TreeTrainer):
         self.tasks = tuple(tasks)
         self.begun_with["tasks"] = contents_of_tasks(self.tasks)
         self.rewards = build_rewards(config.rewards, policy=self.policy, preset=preset)
+        check_scorers(self.rewards.scorers)
+        self._unanswered = Unanswered(self.rewards.scorers)
         self.reference = reference_of(adapter) if config.beta and config.lora is None else None
         self.rollouts = Rollouts(
             self.policy,
@@ -350,7 +354,7 @@ class GRPOTrainer(TreeTrainer):
         }
         self.tally.note(**{name: float(value) for name, value in numbers.items() if value == value})
         rewards = [self._rewards(group.trajectories) for group in groups]
-        self.tally.note(**as_metrics(stream_statistics(rewards)))
+        self.tally.note(**as_metrics(stream_statistics(rewards)), **self._unanswered.since())
 
     def epochs(self, number: int) -> float:
         """Passes over the tasks after `number` updates."""

@@ -170,7 +170,8 @@ class JudgeScorer:
         workers: questions asked at the same time.
 
     Attributes:
-        asked: verdicts asked for so far. failures: those that were not got, by reason.
+        asked: verdicts asked for so far. failures: those that were not got, by reason. A trainer logs both
+            (`scorers.Unanswered`) and calls `check` before its first rollout.
     """
 
     def __init__(

@@ -298,7 +298,7 @@ def group_weights(
         batches=[index for index, count in enumerate(rows) for _ in range(count)],
         completions=sum(group.completions for group in groups),
     )
-    return [part[: len(group.lengths)] for part, group in zip(weights.split(rows), groups, strict=True)]
+    return [part[: len(group.lengths)] for part, group in zip(torch.split(weights, rows), groups, strict=True)]
 
 
 def _check(logprobs: Tensor, batch: TargetBatch, settings: PolicyLossSettings) -> None:

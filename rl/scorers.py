@@ -4,7 +4,8 @@
 - `gated`: another stream of the step, where the final answer was right, and 0 where it was wrong (Video-MTR, DeepEyes).
 - `sufficiency` (`closeup.rl.sufficiency`) and `judge` (`closeup.rl.judge`).
 
-A scorer that asks a model offers `score_many`, so that a whole group costs one batch; `score_group` uses it.
+A scorer that asks a model offers `score_many`, so that a whole group costs one batch; `score_group` uses it. What it
+could not find out it counts (`Asking`), and `Unanswered` tells a trainer's log; `check_scorers` tries it at the start.
 
 Invariants
 1. None means "not scored", never 0: no close look, no gold answer, an episode that broke or was called off.
@@ -13,16 +14,20 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal, Protocol, runtime_checkable
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from closeup.agent.scoring import Scorer, add_scores
 from closeup.agent.task import Task
 from closeup.agent.trajectory import Trajectory
 from closeup.rl.answers import answer_score, is_correct
 from closeup.rl.looks import close_looks_by_step, final_answer, judgeable
+from closeup.rl.reward_registry import RewardError
 from closeup.tools.base import Answer
 
+log = logging.getLogger(__name__)
 Scores = list[dict[str, float | None]]
 Worth = Callable[[Task, Answer | None], float | bool | None]
 """How much an answer is worth, 0 to 1; None when that cannot be told. `is_correct` and `answer_score` are two."""
@@ -35,6 +40,67 @@ class GroupScorer(Scorer, Protocol):
     def score_many(self, trajectories: Sequence[Trajectory]) -> list[Scores]:
         """What `score` gives for each, in order."""
         ...
+
+
+@runtime_checkable
+class Asking(Protocol):
+    """A scorer whose questions may stay without an answer; it counts all that it has asked since it was made."""
+
+    @property
+    def asked(self) -> int:
+        """Questions so far."""
+        ...
+
+    @property
+    def failures(self) -> Mapping[str, int]:
+        """Those of them that got no answer, by a short reason."""
+        ...
+
+
+class Unanswered:
+    """What the asking ones among some scorers have not found out, from one call of `since` to the next."""
+
+    def __init__(self, scorers: Sequence[Scorer]) -> None:
+        named = {_name(scorer): _inner(scorer) for scorer in scorers}
+        self._asking = {name: scorer for name, scorer in named.items() if isinstance(scorer, Asking)}
+        self._before = {name: (scorer.asked, Counter(scorer.failures)) for name, scorer in self._asking.items()}
+
+    def since(self) -> dict[str, float]:
+        """`rewards/<stream>/asked` and `rewards/<stream>/failed` since the last call; failures are logged by reason."""
+        numbers: dict[str, float] = {}
+        for name, scorer in self._asking.items():
+            asked, failures = self._before[name]
+            self._before[name] = (scorer.asked, Counter(scorer.failures))
+            number, failed = scorer.asked - asked, Counter(scorer.failures) - failures
+            numbers |= {f"rewards/{name}/asked": float(number), f"rewards/{name}/failed": float(failed.total())}
+            if failed:
+                reasons = ", ".join(f"{reason}: {count}" for reason, count in failed.most_common())
+                log.warning(
+                    "%d of %d questions of the stream %r have no answer (%s): not scored there, and not 0",
+                    failed.total(),
+                    number,
+                    name,
+                    reasons,
+                )
+        return numbers
+
+
+def check_scorers(scorers: Sequence[Scorer]) -> None:
+    """Have every scorer that can (`check()`) say whether it works, before long work starts.
+
+    Raises:
+        RewardError: one of them does not, with its stream and the reason.
+    """
+    for scorer in scorers:
+        check: Callable[[], Any] | None = getattr(_inner(scorer), "check", None)
+        if check is None:
+            continue
+        try:
+            check()
+        except (RuntimeError, ValueError, OSError) as error:
+            raise RewardError(
+                f"the stream {_name(scorer)!r} cannot be scored: {error}. Mend that, or leave the stream out"
+            ) from error
 
 
 def score_group(trajectories: Sequence[Trajectory], scorers: Sequence[Scorer]) -> list[Trajectory]:
@@ -118,3 +184,12 @@ def _worth_of(trajectory: Trajectory, worth: Worth) -> float | None:
         return None
     value = worth(trajectory.task, final_answer(trajectory))
     return None if value is None else float(value)
+
+
+def _inner(scorer: Scorer) -> object:
+    """The scorer itself where a configuration has given its stream another name."""
+    return getattr(scorer, "scorer", scorer)
+
+
+def _name(scorer: Scorer) -> str:
+    return str(getattr(scorer, "name", type(scorer).__name__))

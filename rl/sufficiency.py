@@ -68,7 +68,8 @@ class SufficiencyScorer:
         max_live: questions asked at the same time.
 
     Attributes:
-        failures: questions that could not be asked so far.
+        asked: questions so far. failures: those that could not be asked, by reason: "failed" (the episode broke) or
+            "not repeated" (a look did not come out as it had). A trainer logs both (`scorers.Unanswered`).
 
     Raises:
         ValueError: an unknown credit or overview, or thoughts where the context is rebuilt and has none.
@@ -93,7 +94,8 @@ class SufficiencyScorer:
         if thoughts and self._dialect.rebuilds_context:
             raise ValueError(f"the dialect {preset.dialect!r} rebuilds its context, and no thought is ever in it")
         self.name = name
-        self.failures = 0
+        self.asked = 0
+        self.failures: Counter[str] = Counter()
         self._policy, self._preset, self._overview = policy, preset, overview
         self._credit, self._thoughts, self._max_live = credit, thoughts, max_live
 
@@ -113,9 +115,10 @@ class SufficiencyScorer:
         for calls in sorted({len(question.calls) for question in questions}):
             batch = [question for question in questions if len(question.calls) == calls]
             for question, asked in zip(batch, self._ask(batch, calls), strict=True):
-                fault = _fault(question, asked)
-                if fault:
-                    self.failures += 1
+                self.asked += 1
+                reason, fault = _fault(question, asked)
+                if reason:
+                    self.failures[reason] += 1
                     log.warning("%s of %s is not scored: %s", self.name, trajectories[question.trajectory].id, fault)
                     continue
                 correct = asked.outcome.correct
@@ -147,7 +150,7 @@ class SufficiencyScorer:
         self, index: int, trajectory: Trajectory, steps: Sequence[int], looks: Sequence[tuple[Clip, ...]]
     ) -> _Question:
         # an id of its own: the policy may still hold the state of the live episode
-        task = trajectory.task.model_copy(update={"id": f"{trajectory.id}#{self.name}-{steps[-1]}"})
+        task = trajectory.task.model_copy(update={"id": f"{trajectory.id}#{self.name}-{steps[-1]}", "seen": ()})
         clips = tuple(looks[step] for step in steps)
         if self._dialect.rebuilds_context:
             seen = tuple(dict.fromkeys(clip for of_step in clips for clip in of_step))
@@ -180,15 +183,15 @@ def alone_preset(preset: Preset, calls: int, *, overview: Literal["blank", "noth
     return preset.model_copy(update=changes)
 
 
-def _fault(question: _Question, asked: Trajectory) -> str:
-    """Why an answer does not count: the episode broke, or a look did not come out as it had."""
+def _fault(question: _Question, asked: Trajectory) -> tuple[str, str]:
+    """Why an answer does not count, to count by and in words: the episode broke, or a look was not the same."""
     if asked.outcome.failed:
-        return asked.outcome.reason
+        return "failed", asked.outcome.reason
     for step, (record, clips) in enumerate(zip(asked.steps, question.clips, strict=False)):
         given = {asked.clips[key].clip for key in record.clips}
         if record.outcome != "ok" or not given.issuperset(clips):
-            return f"look {step} could not be repeated ({record.outcome}: {record.note})"
-    return ""
+            return "not repeated", f"look {step} could not be repeated ({record.outcome}: {record.note})"
+    return "", ""
 
 
 class _Continued(Policy):

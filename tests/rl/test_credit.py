@@ -184,7 +184,9 @@ def test_statistics_per_stream_and_step() -> None:
     np.testing.assert_allclose(found.std, [(1 + 0) / 2, nan])  # 1 and 0 within the groups; nothing at step 1
     np.testing.assert_allclose(found.zero_std, [1 / 2, nan])
     np.testing.assert_allclose(found.unscored, [1 / 6, 1 / 2])
+    assert found.silent == pytest.approx(1 / 6)  # one of six episodes has no score at any step
     metrics = as_metrics({"zoom": found})
+    assert metrics["rewards/zoom/frac_episodes_unscored"] == found.silent
     assert metrics["rewards/zoom/step0/mean"] == pytest.approx(3.2)
     assert metrics["rewards/zoom/step1/frac_unscored"] == 0.5
     assert "rewards/zoom/step1/std" not in metrics
@@ -199,3 +201,5 @@ def test_statistics_of_groups_with_other_streams_and_of_nothing() -> None:
     np.testing.assert_allclose(found["zoom"].mean, [0.5, math.nan])
     np.testing.assert_allclose(found["answer"].mean, [1, 0])
     assert stream_statistics([]) == {}
+    broken = GroupRewards(("zoom",), np.zeros((1, 1, 0)), np.zeros((1, 0), bool))
+    assert as_metrics(stream_statistics([broken])) == {}

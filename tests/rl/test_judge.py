@@ -12,14 +12,25 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from closeup import prompts
+from closeup.agent.dialects.base import ToolCall
+from closeup.agent.dialects.hermes import Hermes
+from closeup.agent.policies.scripted import ScriptedPolicy
+from closeup.agent.preset import get_preset
 from closeup.agent.scoring import with_scores
 from closeup.agent.task import Task
 from closeup.agent.trajectory import Outcome, StepRecord, Trajectory
+from closeup.rl.advantages import estimate
+from closeup.rl.credit import as_metrics, group_rewards, stream_statistics
+from closeup.rl.grpo import GRPOTrainer
 from closeup.rl.judge import MAX_SHOWN, JudgeClient, JudgeError, JudgeScorer
-from closeup.rl.scorers import GroupScorer, score_group
+from closeup.rl.reward_registry import RewardError
+from closeup.rl.rewards import DEFAULT_REWARDS
+from closeup.rl.rollout import Rollouts
+from closeup.rl.scorers import GroupScorer, Unanswered, score_group
 from closeup.tools.base import Answer
 
 KEY = "sk-very-secret"
@@ -346,3 +357,57 @@ def test_a_judge_is_given_or_described() -> None:
     with pytest.raises(ValueError, match="workers"):
         JudgeScorer(model="m", base_url="http://localhost/v1", workers=0)
     assert JudgeScorer(model="m", base_url="http://localhost/v1").client.model == "m"
+
+
+# --- in a training run -----------------------------------------------------------------------------------------------
+
+
+def test_an_answer_that_was_not_judged_is_neither_right_nor_wrong_and_is_counted(
+    serve: Serve, caplog: pytest.LogCaptureFixture, task: Task
+) -> None:
+    """Four well-formed answers, three of them judged right, one not judged: nobody is better than anybody."""
+    server = serve(lambda body, n: (503, {}, b"") if "scarlet" in _given(body) else completion("Yes"))
+    judge = JudgeScorer(client(server, attempts=1))
+    said = ("a red one", "crimson", "deep red", "scarlet")
+    scripts = {f"t/{i}": [Hermes().write("", ToolCall("answer", {"text": text}))] for i, text in enumerate(said)}
+    free = task.model_copy(update={"id": "t", "options": (), "answer": "red", "answer_kind": "text"})
+    rollouts = Rollouts(
+        ScriptedPolicy(scripts),
+        get_preset("tiny"),
+        num_generations=4,
+        rewards={"format": DEFAULT_REWARDS["format"]},
+        scorers=[judge],
+    )
+    unanswered = Unanswered([judge])
+    (group,) = rollouts.groups([free], seed=0)
+    rollouts.close()
+    rewards = group_rewards(group.trajectories, ["format", "judge"])
+    assert rewards.stream("judge")[:3, 0].tolist() == [1, 1, 1] and np.isnan(rewards.stream("judge")[3, 0])
+    for name in ("decoupled", "episode_sum", "grpo", "rloo", "dr_grpo", "reinforce_plus_plus"):
+        (advantages,) = estimate(name, [rewards], {"format": 0.2, "judge": 1.0})
+        assert not advantages.any(), name
+    with caplog.at_level(logging.WARNING):
+        assert unanswered.since() == {"rewards/judge/asked": 4, "rewards/judge/failed": 1}
+    assert "1 of 4 questions of the stream 'judge' have no answer (http 503: 1)" in caplog.text
+    assert unanswered.since() == {"rewards/judge/asked": 0, "rewards/judge/failed": 0}
+    assert as_metrics(stream_statistics([rewards]))["rewards/judge/frac_episodes_unscored"] == 0.25
+
+
+def test_a_trainer_tries_its_judge_at_the_start_and_logs_what_it_did_not_find_out(
+    serve: Serve, make_grpo: Callable[..., GRPOTrainer]
+) -> None:
+    def streams(server: Server) -> dict[str, Any]:
+        options = {"model": "judge-7b", "base_url": server.url, "attempts": 1}
+        return {"streams": [{"name": "format"}, {"name": "verdict", "function": "judge", "options": options}]}
+
+    with pytest.raises(RewardError, match=r"the stream 'verdict' cannot be scored: .*HTTP 401.*leave the stream out"):
+        make_grpo(rewards=streams(serve(lambda body, n: (401, {}, b""))))
+    server = serve(lambda body, n: completion("Yes"))
+    trainer = make_grpo(rewards=streams(server))
+    assert len(server.requests) == 1
+    (scorer,) = trainer.rewards.scorers
+    judge: JudgeScorer = scorer.scorer  # type: ignore[attr-defined]
+    judge.asked, judge.failures["timeout"] = judge.asked + 3, 2
+    trainer._note_rollouts([])
+    log = trainer.tally.drain()
+    assert (log["rewards/verdict/asked"], log["rewards/verdict/failed"]) == (3, 2)

@@ -17,8 +17,9 @@ from closeup.agent.task import Task
 from closeup.agent.trajectory import Outcome, Trajectory
 from closeup.rl.looks import close_looks_by_step, final_answer, judgeable
 from closeup.rl.reward_config import build_rewards
+from closeup.rl.reward_registry import RewardError
 from closeup.rl.rewards import DEFAULT_REWARDS, is_correct
-from closeup.rl.scorers import Gated, ZoomByAnswer, score_group
+from closeup.rl.scorers import Gated, Unanswered, ZoomByAnswer, check_scorers, score_group
 
 TINY = get_preset("tiny")
 
@@ -181,3 +182,19 @@ def test_scorers_that_give_the_wrong_number_of_anything_are_refused(task: Task) 
         score_group(group, [Fewer()])
     with pytest.raises(ValueError, match="a second time"):
         score_group(group, [ZoomByAnswer("zoom")])
+
+
+def test_a_scorer_that_cannot_work_is_found_out_at_the_start() -> None:
+    class Down:
+        name = "mood"
+
+        def check(self) -> None:
+            raise OSError("nobody listens")
+
+        def score(self, trajectory: Trajectory) -> list[dict[str, float | None]]:
+            raise AssertionError
+
+    check_scorers([ZoomByAnswer()])  # has nothing to check
+    with pytest.raises(RewardError, match="the stream 'mood' cannot be scored: nobody listens"):
+        check_scorers([ZoomByAnswer(), Down()])
+    assert Unanswered([Down(), ZoomByAnswer()]).since() == {}  # they ask nobody

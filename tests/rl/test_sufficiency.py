@@ -21,7 +21,7 @@ from closeup.agent.preset import get_preset
 from closeup.agent.task import Task
 from closeup.agent.trajectory import Trajectory
 from closeup.rl.rewards import DEFAULT_REWARDS, is_correct
-from closeup.rl.scorers import GroupScorer, score_group
+from closeup.rl.scorers import Asking, GroupScorer, score_group
 from closeup.rl.sufficiency import SufficiencyScorer, alone_preset
 from closeup.tools.video import Video
 from closeup.tools.video.clip import Clip
@@ -168,7 +168,8 @@ def test_an_answer_that_is_none_is_wrong_and_one_that_could_not_be_asked_for_is_
     scorer = SufficiencyScorer(Watcher(broken), TINY)
     with caplog.at_level(logging.WARNING):
         assert scorer.score(trajectory)[0] == {"sufficiency": None}
-    assert scorer.failures == 1 and "out of memory" in caplog.text
+    assert scorer.asked == 1 and scorer.failures == {"failed": 1} and "out of memory" in caplog.text
+    assert isinstance(scorer, Asking)
 
 
 def test_a_look_that_cannot_be_repeated_is_not_scored(task: Task, caplog: pytest.LogCaptureFixture) -> None:
@@ -178,7 +179,8 @@ def test_a_look_that_cannot_be_repeated_is_not_scored(task: Task, caplog: pytest
     scorer = SufficiencyScorer(watcher, stricter)
     with caplog.at_level(logging.WARNING):
         assert scorer.score(trajectory)[0] == {"sufficiency": None}
-    assert scorer.failures == 1 and "look 0 could not be repeated (refused: a window of 1 s is too short" in caplog.text
+    assert scorer.failures == {"not repeated": 1}
+    assert "look 0 could not be repeated (refused: a window of 1 s is too short" in caplog.text
 
 
 def test_where_the_context_is_rebuilt_the_prompt_shows_the_clips(task: Task) -> None:
