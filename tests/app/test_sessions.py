@@ -284,7 +284,7 @@ def test_one_question_at_a_time_and_none_without_a_film(demo_of: Callable[..., D
 
 def test_a_fault_becomes_a_sentence_and_gives_its_place_back(demo_of: Callable[..., Demo]) -> None:
     def load(model: str, preset: object) -> Policy:
-        raise RuntimeError("secret of /root/model")
+        raise RuntimeError("secret of a folder")
 
     demo = demo_of(SlowPolicy(zoom_and_answer))
     demo.models._load = load
