@@ -1,8 +1,10 @@
 """Rollouts: tasks in, groups of finished and scored trajectories out; what a trainer learns from.
 
-All rollouts of all tasks run together, one batched generation per turn for all that are alive. Which tasks a generation
-has, and every token's seed, are pure functions of (seed, generation, attempt, task, rollout, step): a resumed run draws
-what the run would have drawn, without a cursor to be saved, and two processes draw what one would have.
+All rollouts of all tasks run together, one batched generation per turn for all that are alive; only LOVE-R1's grounding
+samples, which run under rules of their own (`closeup.rl.starts`), come before or after the others. Which tasks a
+generation has, and every token's seed, are pure functions of (seed, generation, attempt, task, rollout, step): a
+resumed run draws what the run would have drawn, without a cursor to be saved, and two processes draw what one would
+have.
 
 Invariants
 1. G trajectories per task come back, whatever happened: a failed episode is data, with its reason, and to be masked.
@@ -32,6 +34,7 @@ from closeup.agent.task import Task
 from closeup.agent.trajectory import Trajectory
 from closeup.rl.rewards import is_correct
 from closeup.rl.scorers import score_group
+from closeup.rl.starts import opening
 from closeup.tools.video import Video, VideoError
 
 log = logging.getLogger(__name__)
@@ -135,25 +138,30 @@ class Rollouts:
         """
         width = self._count + self._greedy
         seen = Counter(task.id for task in earlier)
-        starts = []
+        starts: list[tuple[Start, Preset]] = []
         for task in tasks:
-            starts.append(Start(task, rollout=seen[task.id] * width))
+            starts.append(opening(task, self.preset, rollout=seen[task.id] * width))
             seen[task.id] += 1
 
-        def run(starts: Sequence[Start], rollouts: int, sampling: Sampling) -> list[Trajectory]:
-            done = run_episodes(
-                starts,
-                self.policy,
-                preset=self.preset,
-                rewards=self._rewards,
-                judge=is_correct,
-                rollouts=rollouts,
-                sampling=sampling,
-                seed=seed,
-                max_live=self._max_live,
-                cohorts=self._cohorts,
-                on_event=on_event,
-            )
+        def run(starts: Sequence[tuple[Start, Preset]], rollouts: int, sampling: Sampling) -> list[Trajectory]:
+            of_place: dict[int, list[Trajectory]] = {}
+            for preset in dict.fromkeys(preset for _, preset in starts):
+                places = [place for place, (_, own) in enumerate(starts) if own == preset]
+                found = run_episodes(
+                    [starts[place][0] for place in places],
+                    self.policy,
+                    preset=preset,
+                    rewards=self._rewards,
+                    judge=is_correct,
+                    rollouts=rollouts,
+                    sampling=sampling,
+                    seed=seed,
+                    max_live=self._max_live,
+                    cohorts=self._cohorts,
+                    on_event=on_event,
+                )
+                of_place |= {place: found[i * rollouts : (i + 1) * rollouts] for i, place in enumerate(places)}
+            done = [trajectory for place in sorted(of_place) for trajectory in of_place[place]]
             for scorer in self._scorers:
                 done = _scored(done, scorer)
             return done
@@ -161,7 +169,7 @@ class Rollouts:
         sampled = run(starts, self._count, self._sampling)
         best: list[Trajectory | None] = [None] * len(tasks)
         if self._greedy:
-            last = [replace(start, rollout=start.rollout + self._count) for start in starts]
+            last = [(replace(start, rollout=start.rollout + self._count), preset) for start, preset in starts]
             best = list(run(last, 1, replace(self._sampling, temperature=0.0)))
         return [
             Group(task, tuple(sampled[i * self._count : (i + 1) * self._count]), best[i])
