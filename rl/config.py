@@ -225,7 +225,7 @@ class TrainConfig(_Settings):
     @classmethod
     def _repository(cls, value: str | None) -> str | None:
         if value is not None:
-            from huggingface_hub.utils import validate_repo_id
+            from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # no __all__
 
             validate_repo_id(value)  # its error is a ValueError
         return value
