@@ -313,7 +313,10 @@ def convert(
     videos: Annotated[
         list[Path] | None, typer.Option("--videos", help="Folder of the videos; repeat. Default: the input's folder.")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", help="The task file to write.")] = Path("tasks.jsonl"),
+    out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("tasks.jsonl"),
+    trajectories: Annotated[
+        bool, typer.Option("--trajectories", help="Write chains of thought as episodes for train sft, not tasks.")
+    ] = False,
     strip: Annotated[
         list[str] | None, typer.Option("--strip", help="Beginning to take off the videos' names; repeat.")
     ] = None,
@@ -337,6 +340,7 @@ def convert(
                 videos=tuple(videos or ()),
                 strip=tuple(strip or ()),
                 keep_missing=keep_missing,
+                trajectories=trajectories,
                 show=show,
                 faults=faults,
                 limit=limit,

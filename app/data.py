@@ -28,6 +28,7 @@ class ConvertOptions:
     videos: Sequence[Path] = ()
     strip: Sequence[str] = ()
     keep_missing: bool = False
+    trajectories: bool = False
     show: int = 10
     faults: Path | None = None
     limit: int | None = None
@@ -81,7 +82,7 @@ def validate_file(file: Path, *, as_json: bool) -> int:
 
 
 def convert_file(options: ConvertOptions) -> int:
-    """Convert an annotation file; 0 when at least one row became a task, 1 when none did. Raises `BadInput`."""
+    """Convert an annotation file; 0 when anything was written, 1 when nothing was. Raises `BadInput`."""
     from closeup.rl.data.convert import ConvertError, VideoFinder, convert
 
     folders = options.videos or (options.source.parent,)
@@ -97,6 +98,7 @@ def convert_file(options: ConvertOptions) -> int:
                 options.out,
                 layout=options.layout,
                 videos=finder,
+                trajectories=options.trajectories,
                 limit=options.limit,
                 progress=advance,
             )
@@ -159,7 +161,8 @@ def _print_conversion(done: Conversion, options: ConvertOptions) -> None:
     if len(done.faults) > options.show:
         where = f"; all are in {options.faults}" if options.faults else "; see all with --faults FILE"
         sys.stdout.write(f"… and {len(done.faults) - options.show} more{where}\n")
-    sys.stdout.write(f"{done.rows} rows, {done.written} tasks written, {len(done.faults)} left out\n")
+    what = "trajectories" if options.trajectories else "tasks"
+    sys.stdout.write(f"{done.rows} rows, {done.written} {what} written, {len(done.faults)} left out\n")
     for kind, count in done.by_kind.items():
         sys.stdout.write(f"  {count} {kind}\n")
     if done.written:

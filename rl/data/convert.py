@@ -1,4 +1,5 @@
 """`closeup data convert`: annotations in another project's layout become a task file, and every row is accounted for.
+With `trajectories`, their chains of thought become recorded episodes instead, and the same holds.
 
     from closeup.rl.data.convert import VideoFinder, convert
     finder = VideoFinder([Path("videos")])
@@ -24,6 +25,7 @@ from typing import Any
 
 from closeup.agent.task import TaskError, task_from_row
 from closeup.agent.taskfile import raw_rows
+from closeup.rl.data.chains import CHAINS, recorded
 from closeup.rl.data.formats import LAYOUTS, Annotation, samples
 from closeup.rl.data.options import RowFault
 
@@ -106,22 +108,30 @@ def convert(
     *,
     layout: str,
     videos: VideoFinder,
+    trajectories: bool = False,
     limit: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Conversion:
-    """Write the tasks of an annotation file.
+    """Write the tasks of an annotation file, or what its chains of thought say as recorded episodes.
 
     Args:
         source: JSON Lines, a JSON list, parquet, or a dataset folder (see `closeup.agent.taskfile`).
         out: the task file; replaced when it is there, and not written when no row became a task.
-        layout: one of `LAYOUTS`. limit: only the first rows. progress: called with the rows done.
+        layout: one of `LAYOUTS`. trajectories: write one episode per row (`closeup.rl.data.chains`), to be learnt by
+            `closeup train sft`, in the place of tasks. limit: only the first rows. progress: called with the rows done.
 
     Raises:
-        ConvertError: an unknown layout, or an output that cannot be written. TaskError: the source cannot be read.
+        ConvertError: an unknown layout, an output that cannot be written, or trajectories of videos that are not there
+            (`VideoFinder.keep_missing`). TaskError: the source cannot be read.
         MissingExtra: the source is parquet, and `datasets` is not installed.
     """
     if layout not in LAYOUTS:
         raise ConvertError(f"no layout {layout!r}; accepted: {', '.join(LAYOUTS)}")
+    if trajectories and videos.keep_missing:
+        raise ConvertError(
+            "a trajectory holds what its video is, so the video has to be there: leave --keep-missing or --trajectories"
+            " out"
+        )
     if out.is_dir():
         raise ConvertError(f"--out takes a file, {out} is a folder; give e.g. {out / 'tasks.jsonl'}")
     if out.exists() and source.exists() and out.samefile(source):
@@ -134,7 +144,7 @@ def convert(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("w", encoding="utf-8") as file:
-            for rows, outcome in _outcomes(source, out, layout, videos):
+            for rows, outcome in _outcomes(source, out, layout, videos, trajectories):
                 if isinstance(outcome, RowReport):
                     faults.append(outcome)
                 else:
@@ -153,7 +163,9 @@ def convert(
     return Conversion(rows, written, tuple(faults))
 
 
-def _outcomes(source: Path, out: Path, layout: str, videos: VideoFinder) -> Iterator[tuple[int, list[str] | RowReport]]:
+def _outcomes(
+    source: Path, out: Path, layout: str, videos: VideoFinder, trajectories: bool
+) -> Iterator[tuple[int, list[str] | RowReport]]:
     """`(rows so far, its lines of the task file or why there are none)` for each row of the source."""
     taken: set[str] = set()
     for count, row in enumerate(raw_rows(source, what="annotation file"), 1):
@@ -162,15 +174,20 @@ def _outcomes(source: Path, out: Path, layout: str, videos: VideoFinder) -> Iter
             if row.fault:
                 raise RowFault("broken row", row.fault)
             name = str(next((row.fields[key] for key in ("problem_id", "qid", "id") if key in row.fields), ""))
-            parts = samples(LAYOUTS[layout](row.fields))
+            chain = CHAINS[layout](row.fields) if trajectories else None
+            parts = samples(LAYOUTS[layout](row.fields)) if chain is None else (chain.annotation,)
             ids, texts = list[str](), list[str]()
             for number, annotation in enumerate(parts):
                 task_id = f"{layout}-{annotation.id or f'row{row.number}'}" + ("-seen" if number else "")
                 while task_id in taken or task_id in ids:  # a row may have the very id that another one was given
                     task_id += f"-row{row.number}"
                 line = _line(annotation, task_id, layout, out, videos)
-                task_from_row(line, folder=out.parent, default_id=task_id)
-                texts.append(json.dumps(line, ensure_ascii=False, allow_nan=False))
+                task = task_from_row(line, folder=Path(os.path.abspath(out.parent)), default_id=task_id)
+                texts.append(
+                    json.dumps(line, ensure_ascii=False, allow_nan=False)
+                    if chain is None
+                    else recorded(task, chain).model_dump_json()
+                )
                 texts[-1].encode()  # halves of surrogate pairs fit in JSON, and in no file
                 ids.append(task_id)
         except RowFault as fault:

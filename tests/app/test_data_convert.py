@@ -46,6 +46,25 @@ def test_annotations_become_tasks_that_validate(cli, source: Path) -> None:  # t
     assert counted == {"rows": 4, "written": 1, "faults": {"gold answer": 3}, "out": str(out)}
 
 
+def test_chains_of_thought_become_episodes_that_replay(cli, source: Path) -> None:  # type: ignore[no-untyped-def]
+    said = "I need to zoom in on the video.\n\nSomething red is there.\n\\boxed{[%d, %d]}"
+    question = {"role": "user", "content": "Which digit is in the red box?\nA. 3\nB. 7"}
+    rows = [
+        {"video": "digit.mp4", "messages": [question, {"role": "assistant", "content": said % window}]}
+        for window in ((2, 6), (900, 904))
+    ]
+    source.write_text(json.dumps(rows), encoding="utf-8")
+    out = source.parent / "cot.jsonl"
+    args = ("data", "convert", source, "--layout", "love_r1", "--videos", source.parent / "videos", "--out", out)
+    ran = cli(*args, "--trajectories")
+    assert ran.code == 0, ran
+    assert "start 900 is outside the video" in ran.out
+    assert ran.out.splitlines()[-3:] == ["2 rows, 1 trajectories written, 1 left out", "  1 chain", str(out)]
+    assert cli("replay", out).code == 0
+    refused = cli(*args, "--trajectories", "--keep-missing")
+    assert refused.code == 2 and "leave --keep-missing or --trajectories out" in refused.err
+
+
 def test_no_task_at_all_is_exit_code_1(cli, source: Path) -> None:  # type: ignore[no-untyped-def]
     ran = cli("data", "convert", source, "--layout", "love_r1", "--out", source.parent / "tasks.jsonl")
     assert ran.code == 1 and "4 rows, 0 tasks written, 4 left out" in ran.out
