@@ -15,7 +15,7 @@ DEMO_ARGS ?=
 export VENV VIDEO QUESTION MODEL
 
 .DEFAULT_GOAL := help
-.PHONY: help ask demo test test-slow test-distributed test-gpu setup setup-demo setup-dev check lint types imports tiny bench-decode bench-tiny readme clean
+.PHONY: help ask demo test test-slow test-distributed test-browser test-gpu setup setup-demo setup-dev check lint types imports tiny bench-decode bench-tiny screenshots readme clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -34,6 +34,10 @@ test-slow: setup-dev ## Long fuzzing, packaging, everything marked slow
 
 test-distributed: setup-dev ## What starts several processes
 	$(BIN)/python -m pytest --timeout 900 -m distributed $(PYTEST_ARGS)
+
+test-browser: setup-dev ## The page in Debian's chromium, which is installed when it is missing
+	@.ci/chromium
+	$(BIN)/python -m pytest --timeout 900 -m browser $(PYTEST_ARGS)
 
 test-gpu: setup-dev ## What needs a CUDA device
 	$(BIN)/python -m pytest --timeout 1800 -m gpu $(PYTEST_ARGS)
@@ -67,6 +71,10 @@ bench-decode: setup-dev ## Decoding against decord, torchcodec and ffmpeg
 
 bench-tiny: setup ## Accuracy of the bundled model against its baselines
 	$(BIN)/python benchmarks/tiny.py
+
+screenshots: setup-dev ## Take the pictures of the demo in docs/images
+	@.ci/chromium
+	$(BIN)/python benchmarks/demo_screenshots.py
 
 readme: setup ## Write the committed results into README.md and docs/
 	$(BIN)/python benchmarks/readme.py

@@ -433,18 +433,6 @@ def test_records_of_the_page_are_whole_again(record: Path, group: list[Trajector
 # ---- in a real browser ----
 
 
-@pytest.fixture
-def browser():  # type: ignore[no-untyped-def]
-    pytest.importorskip("playwright")
-    from playwright.sync_api import sync_playwright
-
-    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path="/usr/bin/chromium", args=arguments)
-        yield chromium
-        chromium.close()
-
-
 def opened(browser: Any, path: Path, width: int = 1280, scheme: str = "light") -> tuple[Any, list[str]]:
     """A page in a browser without network, and what it complained about or asked for."""
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
@@ -508,7 +496,6 @@ def test_the_policy_of_the_page_stops_what_slipped_in(cli, record: Path, browser
 
 @pytest.mark.browser
 def test_it_is_accessible_and_fits_every_width(cli, record: Path, browser) -> None:  # type: ignore[no-untyped-def]
-    pytest.importorskip("axe_playwright_python")
     axe = importlib.import_module("axe_playwright_python.sync_playwright").Axe()
     assert cli("view", record).code == 0
     path = record.with_suffix(".html")

@@ -8,7 +8,10 @@ import shlex
 import subprocess
 from pathlib import Path
 
-TARGETS = {"help", "ask", "test", "test-slow", "setup", "check", "lint", "types", "imports", "tiny", "clean"}
+TARGETS = {
+    *("help", "ask", "demo", "setup", "tiny", "screenshots", "clean"),
+    *("test", "test-slow", "test-distributed", "test-browser", "check", "lint", "types", "imports"),
+}
 
 
 def make(root: Path, *arguments: str) -> str:
