@@ -73,7 +73,7 @@ def love_r1_chain(row: Row) -> Chain:
     if action.name == "answer":
         annotation = love_r1(row)
     else:
-        question, options = without_placeholders(asked), ()
+        question, options = without_placeholders(asked), tuple[str, ...]()
         if found := split_options(question, inline=False):
             question, options = found[0], found[1].texts
         annotation = Annotation(

@@ -174,8 +174,8 @@ def test_thinking_is_asked_for_or_not(name: str, asked: bool, film: Task) -> Non
         ("<think>red at 12s</think><answer>A</answer>", 0.0, 1.0),
         ("<answer>B</answer>", 1.0, 0.0),  # right, and not in its format: 0.9
         ("<think>red at 12s</think>B", 0.0, 0.0),
-        ("B", 0.0, 0.0),
-        ("<think>hm</think><answer>Q</answer>", 0.0, 0.0),
+        ("B", 1.0, 0.0),  # read from the message itself
+        ("<think>hm</think><answer>Q</answer>", 0.0, 1.0),  # its format does not ask whether there is such an option
     ],
 )
 def test_its_rewards(film: Task, message: str, answer: float, form: float) -> None:
