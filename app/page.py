@@ -325,20 +325,20 @@ def build(demo: Demo) -> "gr.Blocks":
         def on_unload(request: gr.Request) -> None:
             demo.sessions.drop(key_of(request))
 
+        # All go by the queue: the guard shuts the other way in. Without a limit, Stop never waits for its turn.
         live: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
-        quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
         gr.on([ask.click, text.submit], on_ask, wishes, shown, **live)
         retry.click(on_retry, None, shown, **live)
         further.click(on_further, wishes, [*shown, text, options], **live)
         for button, task in examples:
             button.click(on_example(task), wishes, [*shown, text, options, pick], **live)
-        stop.click(on_stop, None, None, **quick)
-        clear.click(on_clear, None, [*shown, text, options], **quick)
+        stop.click(on_stop, None, None, **live)
+        clear.click(on_clear, None, [*shown, text, options], **live)
         slow: dict[str, Any] = live | {"show_progress": "full", "concurrency_limit": 2}
         upload.upload(on_upload, upload, [*shown, pick], **slow)
-        pick.input(on_pick, pick, shown, **quick)
-        model.input(on_model, model, [preset, steps, heat, tools, memory], **quick)
-        preset.input(on_preset, [model, preset], [steps, heat, tools], **quick)
+        pick.input(on_pick, pick, shown, **live)
+        model.input(on_model, model, [preset, steps, heat, tools, memory], **live)
+        preset.input(on_preset, [model, preset], [steps, heat, tools], **live)
         blocks.unload(on_unload)
         add_api(demo)
     return blocks
