@@ -296,7 +296,7 @@ def test_size(place: Path) -> None:
         Allowed([place / "films"], max_gb=0)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
 def test_no_permission(allowed: Allowed, place: Path) -> None:
     (place / "films" / "a.mp4").chmod(0)
     assert "no permission" in refusal(allowed, "a.mp4")

@@ -280,7 +280,7 @@ def test_two_phase_with_adapters(folder, layers):
     with torch.no_grad():
         features = adapter.encode_clips([pixels_of(adapter, item) for item in tree.media])
     lora = Lora(r=4, target_modules=rf".*language_model\..*({layers})_proj")
-    model = trainable_model(adapter, SimpleNamespace(train_vision=False, lora=lora))
+    model = trainable_model(adapter, SimpleNamespace(train_vision=False, lora=lora, feature_cache_dir=None))
     for name, value in model.named_parameters():
         if "lora_B" in name:  # zero at first, which would hide what flows into the A's
             torch.nn.init.normal_(value, std=0.1, generator=torch.Generator().manual_seed(len(name)))
