@@ -194,6 +194,10 @@ def build(demo: Demo) -> "gr.Blocks":
             names = ("question", "options", "model", "preset", "max_steps", "temperature", "tools", "compare", "memory")
             return Wish(**dict(zip(names, values, strict=True)))
 
+        def emptied(session: Session) -> list[Any]:
+            """What Clear leaves of `shown`."""
+            return [WELCOME, "", page.player(session), _can(True), _can(False), gr.update(visible=False)]
+
         async def show(begin: Callable[[], Run], key: str) -> AsyncIterator[list[Any]]:
             """Begin a question and draw it until it is over."""
             try:
@@ -202,7 +206,7 @@ def build(demo: Demo) -> "gr.Blocks":
             except Exception as error:
                 yield [page.complaint(error), *([gr.skip()] * 5)]
                 return
-            number, last = session.asked - 1, ""
+            number, last, cleared = session.asked - 1, "", session.cleared
             try:
                 yield [
                     gr.skip(),
@@ -216,6 +220,9 @@ def build(demo: Demo) -> "gr.Blocks":
                 while True:
                     over = run.over
                     now = await asyncio.to_thread(page.running, run, number)
+                    if session.cleared != cleared:  # Gradio shows the last yield once more, so it must be Clear's page
+                        yield emptied(session) if session.run is None else [gr.skip()] * 6
+                        return
                     if over:
                         break
                     if now != last:
@@ -297,16 +304,7 @@ def build(demo: Demo) -> "gr.Blocks":
         def on_clear(request: gr.Request) -> list[Any]:
             session = demo.sessions.get(key_of(request))
             session.clear()
-            return [
-                WELCOME,
-                "",
-                page.player(session),
-                _can(True),
-                _can(False),
-                gr.update(visible=False),
-                "",
-                "",
-            ]
+            return [*emptied(session), "", ""]
 
         def on_model(name: str) -> list[Any]:
             own = demo.models.preset(name)

@@ -120,13 +120,15 @@ class Session:
 
     Attributes:
         turns: finished questions, oldest first. run: what runs now, or None.
-        asked: questions ever asked here. used: when it was last used (monotonic seconds).
+        cleared: how often it was cleared. asked: questions ever asked here.
+        used: when it was last used (monotonic seconds).
     """
 
     key: str
     film: Film | None = None
     turns: list[Turn] = field(default_factory=list)
     run: Run | None = None
+    cleared: int = 0
     asked: int = 0
     used: float = field(default_factory=time.monotonic)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -164,6 +166,7 @@ class Session:
         """Stop what runs and forget the questions; the film stays."""
         with self.lock:
             run, self.run, self.turns = self.run, None, []
+            self.cleared += 1
             self.used = time.monotonic()
         if run is not None:
             run.stop("stopped")

@@ -231,7 +231,17 @@ def test_a_frame_is_enlarged_and_the_keyboard_moves_on(visit: Callable[..., Visi
     one.fine()
 
 
-def test_a_follow_up_keeps_what_was_seen_and_folds_the_question_before(visit: Callable[..., Visit]) -> None:
+def until(true: Callable[[], bool], fault: str) -> None:
+    """Wait for something that the page does not show."""
+    end = time.monotonic() + WAIT
+    while not true():
+        assert time.monotonic() < end, fault
+        time.sleep(0.05)
+
+
+def test_a_follow_up_keeps_what_was_seen_and_folds_the_question_before(
+    visit: Callable[..., Visit], served: Served
+) -> None:
     one = visit()
     one.example("Read a digit")
     one.until("done")
@@ -247,7 +257,11 @@ def test_a_follow_up_keeps_what_was_seen_and_folds_the_question_before(visit: Ca
     before.locator("summary").click()
     assert before.locator(".cu-answer-text").inner_text() == "C 6"
     one.ready()
+    source = one.page.locator("#cud-player video").get_attribute("src")
+    film = served.demo.sessions.film(source.rsplit("/", 1)[1])
+    (session,) = (s for s in served.demo.sessions._sessions.values() if s.film is film)
     one.page.locator("#cud-retry").click()
+    until(lambda: session.run is None and session.turns[-1].question.seed == 1, "the question was not asked again")
     one.until("done", question="pink")
     one.ready()
     assert one.page.locator("#cud-before details").count() == 1  # asked again in its place, not after it
@@ -255,6 +269,24 @@ def test_a_follow_up_keeps_what_was_seen_and_folds_the_question_before(visit: Ca
     one.page.locator(".cud-welcome").wait_for()
     assert one.page.locator("#cud-before details").count() == 0
     assert one.page.locator("#cud-player video").count() == 1  # the film stays
+    one.fine()
+
+
+def test_clear_while_it_runs_leaves_an_empty_page(visit: Callable[..., Visit], served: Served) -> None:
+    policy = served.policy
+    one = visit()
+    policy.pause, already = 0.4, len(policy.ended)
+    try:
+        one.example("Read a digit")
+        one.until("running").locator(".cu-thought", has_text=re.compile(r"\w")).wait_for()
+        one.page.locator("#cud-clear").click()
+        one.page.locator(".cud-welcome").wait_for()
+        until(lambda: len(policy.ended) > already, "the model went on writing")
+        assert policy.ended[-1].finish == "cancelled"
+        one.page.wait_for_timeout(2000)  # time for a late picture of the question to come back
+        assert one.page.locator(".cud-welcome").is_visible() and one.page.locator("#cud-view .cu-scene").count() == 0
+    finally:
+        policy.pause = 0.0
     one.fine()
 
 
@@ -268,10 +300,7 @@ def test_stop_ends_the_generation(visit: Callable[..., Visit], served: Served) -
         one.page.locator("#cud-stop").click()
         scene = one.until("stopped")
         assert scene.locator(".cu-answer-text").count() == 0
-        end = time.monotonic() + WAIT
-        while len(policy.ended) == already:
-            assert time.monotonic() < end, "the model went on writing"
-            time.sleep(0.05)
+        until(lambda: len(policy.ended) > already, "the model went on writing")
         assert policy.ended[-1].finish == "cancelled"
     finally:
         policy.pause = 0.0
@@ -291,10 +320,7 @@ def test_a_page_that_is_closed_stops_its_question(visit: Callable[..., Visit], s
         one.until("running").locator(".cu-thought", has_text=re.compile(r"\w")).wait_for()
         already = len(policy.ended)
         one.page.close()
-        end = time.monotonic() + WAIT
-        while len(policy.ended) == already:
-            assert time.monotonic() < end, "the model went on writing for nobody"
-            time.sleep(0.05)
+        until(lambda: len(policy.ended) > already, "the model went on writing for nobody")
         assert policy.ended[-1].finish == "cancelled"
     finally:
         policy.pause = 0.0
