@@ -149,6 +149,7 @@ def test_a_generation_is_divided_over_updates(make_grpo: Make) -> None:
     assert trainer.generation[0] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, {"r": 4}], ids=["frozen copy", "adapters off"])
 def test_kl_to_the_reference_starts_at_zero(make_grpo: Make, lora: Any) -> None:
     trainer = make_grpo(beta=0.1, max_steps=2, learning_rate=1e-3, lora=lora)

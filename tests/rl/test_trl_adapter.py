@@ -36,6 +36,7 @@ from closeup.tools.registry import registered_tools
 from closeup.tools.video.clip import Clip
 
 trl = pytest.importorskip("trl", reason="the train extra is not installed")
+pytestmark = pytest.mark.slow  # every test here runs TRL's own trainer
 PRESET = get_preset("tiny")
 REWARDS = RewardConfig.model_validate(
     {
