@@ -201,16 +201,8 @@ class Session:
 
     def _close_look(self, start: float, end: float) -> Clip:
         """A window (seconds) of the first video with as many and as large frames as the rules say."""
-        video, rules = self.videos[0], self.preset.rules
-        return Clip(
-            video=video.identity,
-            start=start,
-            end=end,
-            num_frames=rules.frames_of(end - start),
-            placement="left",
-            pixels=rules.pixels_of(video.duration),
-            overlay=self.preset.overview.overlay,
-        )
+        video, overlay = self.videos[0], self.preset.overview.overlay
+        return self.preset.rules.close_look(video.identity, video.duration, (start, end), overlay)
 
     def _as_shown(self, overview: Clip) -> Clip:
         """What is shown of an overview: itself, or black frames in its place."""

@@ -25,6 +25,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from closeup.app.errors import BadInput
+from closeup.tools.video.localfile import kind_of
 
 MAX_PATH = 4096
 """Bytes of a name; Linux accepts no longer path."""
@@ -187,8 +188,8 @@ class Allowed:
         except OSError:
             raise NotAllowed(f"{shown} {_NOTHING}. {self.accepted()}") from None
         fault = ""
-        if not stat.S_ISREG(found.st_mode):
-            fault = f"{shown} is {_kind(found.st_mode)}, not a file"
+        if kind := kind_of(found.st_mode):
+            fault = f"{shown} is {kind}, not a file"
         elif found.st_size == 0:  # the kernel's own endless files say so too
             fault = f"{shown} is empty (0 bytes)"
         elif found.st_size > self.max_gb * 1e9:
@@ -226,20 +227,6 @@ def _is_itself(folder: Path) -> bool:
         return os.path.realpath(folder, strict=True) == str(folder)
     except OSError:
         return False
-
-
-def _kind(mode: int) -> str:
-    for check, name in (
-        (stat.S_ISDIR, "a folder"),
-        (stat.S_ISLNK, "a link"),
-        (stat.S_ISFIFO, "a pipe"),
-        (stat.S_ISCHR, "a device"),
-        (stat.S_ISBLK, "a device"),
-        (stat.S_ISSOCK, "a socket"),
-    ):
-        if check(mode):
-            return name
-    return "something special"
 
 
 def _shown(text: object) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from closeup.tools.video.clip import Clip
 from closeup.tools.video.sampling import frame_count
 
 ANY_LENGTH = 1e9
@@ -85,6 +88,21 @@ class ToolRules(BaseModel):
     def pixels_of(self, duration: float) -> int:
         """The area of a close look's frames (pixels) in a video of `duration` seconds."""
         return round(self.zoom_pixels * self.short_factor) if duration < self.short_seconds else self.zoom_pixels
+
+    def close_look(
+        self, video: str, duration: float, window: tuple[float, float], overlay: Literal["seconds", "blank"] | None
+    ) -> Clip:
+        """A window (seconds) of a video of `duration` seconds, with as many and as large frames as these rules say."""
+        start, end = window
+        return Clip(
+            video=video,
+            start=start,
+            end=end,
+            num_frames=self.frames_of(end - start),
+            placement="left",
+            pixels=self.pixels_of(duration),
+            overlay=overlay,
+        )
 
     @classmethod
     def love_r1_evaluation(cls, *, zoom_frames: int = 32, widen_to_seconds: float = 30.0) -> ToolRules:

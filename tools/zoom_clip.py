@@ -34,15 +34,8 @@ class ZoomClip(Tool[ZoomArgs]):
         start, end = rules.widened(start, end, video.duration)
         _check_length(end - start, rules.window_seconds(video.duration))
         overview = overview_of(video.identity, context.seen)
-        clip = Clip(
-            video=video.identity,
-            start=start,
-            end=end,
-            num_frames=rules.frames_of(end - start),
-            placement="left",
-            pixels=rules.pixels_of(video.duration),
-            overlay=overview.overlay if overview else None,
-        )
+        overlay = overview.overlay if overview else None
+        clip = rules.close_look(video.identity, video.duration, (start, end), overlay)
         _check_overlap(clip, context)
         frames = len(clip.times())
         if context.frames_left is not None and context.frames_left < frames:

@@ -68,7 +68,7 @@ def stamp(path: str | os.PathLike[str]) -> FileStamp:
         raise VideoNotFound(f"there is no file at {text!r}: {error}") from None
     except OSError as error:
         raise VideoError(f"{text!r} cannot be looked at: {error.strerror}") from None
-    kind = _kind(found.st_mode)
+    kind = kind_of(found.st_mode)
     if kind:
         raise NotAFile(f"{text!r} is {kind}, not a plain file; give the path of a video file")
     if found.st_size == 0:
@@ -113,11 +113,12 @@ def content_digest(expected: FileStamp) -> str:
     return digest
 
 
-def _kind(mode: int) -> str | None:
+def kind_of(mode: int) -> str | None:
     """What a thing that is no plain file is called; None for a plain file."""
     for check, name in (
         (stat.S_ISREG, None),
         (stat.S_ISDIR, "a folder"),
+        (stat.S_ISLNK, "a link"),
         (stat.S_ISFIFO, "a pipe"),
         (stat.S_ISCHR, "a device"),
         (stat.S_ISBLK, "a device"),
