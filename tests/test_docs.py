@@ -72,6 +72,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 RUNNABLE = [document for document in DOCUMENTS if any(block.run for block in blocks(document))]
 
 
+@pytest.mark.slow  # each command pays for a start of Python, torch and the model
 @pytest.mark.parametrize("document", RUNNABLE, ids=name)
 def test_marked_blocks_run(document: Path, folder: Path) -> None:
     marked = [block for block in blocks(document) if block.run]

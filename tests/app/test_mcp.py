@@ -244,6 +244,7 @@ def test_over_http(folder: Path, mode: str) -> None:
     run(work)
 
 
+@pytest.mark.slow
 def test_the_whole_agent_answers() -> None:
     """The bundled model, as a client meets it; then what cannot be asked."""
 

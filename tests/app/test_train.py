@@ -207,6 +207,7 @@ def test_without_the_extra_the_install_line_is_named(
     assert extras.install_line("train") in ran.err
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(config: Callable[..., Path], tmp_path: Path) -> None:
     path = config("grpo", max_steps=200, save_steps=0, evaluation=None)
     start = "from closeup.app.cli import main; main()"

@@ -230,7 +230,8 @@ def assert_same_logs(found: list[dict[str, float]], expected: list[dict[str, flo
         assert one == pytest.approx(other, abs=1e-5)
 
 
-@pytest.mark.parametrize("iterations", [4, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("iterations", [4, 2])
 def test_what_was_not_logged_is_in_the_resumed_runs_log(make_grpo: Make, tmp_path: Path, iterations: int) -> None:
     """Stopped in update 4 of 4, before update 3 was logged: its loss (and its rollouts) belong into the last log."""
     settings = {**LOGS, "num_iterations": iterations}

@@ -179,6 +179,7 @@ def test_resuming_where_nothing_is_yet_begins(make_grpo: Make) -> None:
     assert trainer.state.global_step == 1
 
 
+@pytest.mark.slow
 def test_lora_resumes_too(make_grpo: Make, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"max_steps": 2, "save_steps": 1, "lora": {"r": 4}, "learning_rate": 1e-3}
     settings |= {"save_total_limit": None, "beta": 0.05}

@@ -113,8 +113,8 @@ def test_a_model_with_dropout_is_refused(half: Adapter) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"gradient_checkpointing": True},
-        {"two_phase": True},
+        pytest.param({"gradient_checkpointing": True}, marks=pytest.mark.slow),
+        pytest.param({"two_phase": True}, marks=pytest.mark.slow),
         {"attention_core": "dense", "head_chunk": 16},
         {"gradient_checkpointing": True, "two_phase": True, "train_vision": True},
         {"two_phase": True, "lora": {"r": 4, "target_modules": r".*language_model\..*(q|v)_proj"}},
@@ -132,6 +132,7 @@ def test_what_saves_memory_changes_no_update(make_grpo: Make, settings: dict[str
     assert apart(one, other) < 1e-3 * apart(start, one)
 
 
+@pytest.mark.slow
 def test_features_on_disk_are_used_and_change_no_update(make_grpo: Make, tmp_path: Path) -> None:
     def run(name: str, **settings: Any) -> tuple[GRPOTrainer, Weights]:
         trainer = make_grpo(max_steps=1, output_dir=str(tmp_path / name), **settings)
