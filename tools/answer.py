@@ -1,15 +1,17 @@
 """`answer`: the final answer, which ends the episode.
 
 With options the answer is one of them, by letter or by exact text (a letter wins where an option's text is itself a
-letter); without options it is free text. Evidence is what the agent cites; the environment keeps the parts of it that
-were watched closely.
+letter); without options it is free text. Models write an option that is a number as a JSON number, so `choice: 7` is
+read as `choice: "7"`; the schema they are shown stays that of text. Evidence is what the agent cites; the environment
+keeps the parts of it that were watched closely.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from closeup.tools.base import Answer, Tool, ToolArgs, ToolContext, ToolError, ToolResult
 from closeup.tools.windows import seconds_text
@@ -22,10 +24,15 @@ Seconds = Annotated[float, Field(ge=0)]
 Window = Annotated[list[Seconds], Field(min_length=2, max_length=2)]
 
 
+def _as_written(value: Any) -> Any:
+    """A JSON number as the text that it was written as, in its shortest form (7, 0.5); anything else as it is."""
+    return json.dumps(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
 class AnswerArgs(ToolArgs):
     """Arguments of `answer`."""
 
-    choice: str | None = Field(
+    choice: Annotated[str | None, BeforeValidator(_as_written)] = Field(
         default=None, max_length=MAX_TEXT, description="letter of the right option, when there are options"
     )
     text: str | None = Field(
@@ -74,9 +81,13 @@ def _option(args: AnswerArgs, context: ToolContext) -> int:
     if args.choice is not None and len(said) == 1 and said.isascii() and said.upper() in letters:
         return letters.index(said.upper())
     stripped = [option.strip() for option in context.options]
+    shown = said if len(said) <= 40 else said[:37] + "..."
+    if stripped.count(said) > 1:
+        raise ToolError(
+            f"{shown!r} is the text of more than one option. Give choice as one letter: {_letters(context)}."
+        )
     if said in stripped:
         return stripped.index(said)
-    shown = said if len(said) <= 40 else said[:37] + "..."
     raise ToolError(f"{shown!r} is none of the options. Give choice as one letter: {_letters(context)}.")
 
 

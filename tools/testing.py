@@ -8,7 +8,7 @@ One call in a plugin's test suite, in the manner of gymnasium's `check_env`:
 What is checked
 1. Documented: name, class docstring, a description of every argument.
 2. The schema is an object, closed, serialisable, and says what is validated: NaN, infinity, unknown and mistyped
-   arguments are refused.
+   arguments are refused. (An argument with a `BeforeValidator` takes more than its type on purpose.)
 3. Every example runs within the time limit, gives a `ToolResult` whose clips lie inside the video, and gives it again.
 4. Hostile arguments, with and without a video, end in a `ToolResult` or a `ToolError` that says something.
 """
@@ -22,6 +22,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from pydantic import BeforeValidator
 
 from closeup.tools.base import Tool, ToolContext, ToolError, ToolResult
 from closeup.tools.call import ToolTimeout, run_tool
@@ -126,6 +128,8 @@ def _check_schema(tool: type[Tool[Any]]) -> dict[str, Any]:
 def _check_strict(tool: type[Tool[Any]], example: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
     bad: list[tuple[str, dict[str, Any]]] = [("an unknown argument", {**example, "no_such_argument": 1})]
     for name, part in schema["properties"].items():
+        if any(isinstance(mark, BeforeValidator) for mark in tool.Args.model_fields[name].metadata):
+            continue  # its author says what else it takes
         for value in _NOT_OF_TYPE.get(part.get("type", ""), ()):
             bad.append((f"{name}={value!r} ({part['type']} wanted)", {**example, name: value}))
     bad += [(f"{name} missing", {k: v for k, v in example.items() if k != name}) for name in schema.get("required", ())]

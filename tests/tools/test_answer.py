@@ -27,6 +27,9 @@ def answer(options: tuple[str, ...], **arguments: Any) -> Answer:
         (DIGITS, {"choice": "7"}, "B"),
         (DIGITS, {"text": "7"}, "B"),
         (DIGITS, {"choice": "D", "text": None}, "D"),
+        (DIGITS, {"choice": 7}, "B"),  # a number that is an option's text
+        (("0.5", "-2", "10"), {"choice": 0.5}, "A"),
+        (("0.5", "-2", "10"), {"choice": -2}, "B"),
         (TWISTED, {"choice": "A"}, "A"),  # a letter is a letter first
         (TWISTED, {"text": "A"}, "B"),  # a text is a text
         (TWISTED, {"choice": "red box"}, "C"),
@@ -48,6 +51,14 @@ def test_one_of_the_options_by_letter_or_by_its_text(
         ({"choice": ""}, "'' is none of the options"),
         ({"choice": "ſ"}, "'ſ' is none of the options"),
         ({"text": "12"}, "'12' is none of the options"),
+        ({"choice": 2}, "'2' is none of the options"),  # never an option's place
+        ({"choice": 7.0}, "'7.0' is none of the options"),
+        ({"choice": 1e300}, "'1e+300' is none of the options"),
+        ({"choice": True}, "wrong arguments for answer: choice: input should be a valid string (given True)"),
+        ({"choice": [7]}, "wrong arguments for answer: choice: input should be a valid string (given [7])"),
+        ({"choice": float("nan")}, "'NaN' is none of the options"),
+        ({"choice": 10**4100}, "wrong arguments for answer: choice: string should have at most 4000 characters"),
+        ({"text": 7}, "wrong arguments for answer: text: input should be a valid string (given 7)"),
         ({"text": "x" * 3000}, "xxx...' is none of the options"),
         ({"choice": "A", "evidence": [[3, 2]]}, "must not end before it starts, got [3, 2]"),
     ],
@@ -58,10 +69,28 @@ def test_anything_else_is_refused_with_the_letters(arguments: dict[str, Any], sa
     assert said in str(caught.value)
 
 
+def test_a_text_that_two_options_share_is_none_of_them() -> None:
+    for given in (7, "7"):
+        with pytest.raises(ToolError, match="'7' is the text of more than one option. Give choice as one letter: A, B"):
+            answer(("7", "7 "), choice=given)
+    assert answer(("7", "7 "), choice="B") == Answer("B", "7 ")
+
+
+def test_models_are_shown_that_a_choice_is_text() -> None:
+    """The bundled model was trained on this very schema."""
+    choice = AnswerTool.spec()["function"]["parameters"]["properties"]["choice"]
+    assert choice == {
+        "type": "string",
+        "description": "letter of the right option, when there are options",
+        "maxLength": 4000,
+    }
+
+
 def test_a_free_answer_is_text() -> None:
     assert answer((), text="  at the door ") == Answer(None, "at the door")
-    with pytest.raises(ToolError, match="has no options. Give the answer as text"):
-        answer((), choice="A")
+    for given in ("A", 7):
+        with pytest.raises(ToolError, match="has no options. Give the answer as text"):
+            answer((), choice=given)
     with pytest.raises(ToolError, match="the text is empty"):
         answer((), text=" \n")
     with pytest.raises(ToolError, match="got neither. Here give text."):
