@@ -17,6 +17,11 @@ class VisionGeometry(BaseModel):
     Attributes:
         patch: side of a patch in pixels; merge: patches merged per side into one token; temporal: frames per token.
         min_pixels: smallest area of a frame in pixels the family is fed.
+        tile: 0 where frames keep their shape; else the side in pixels of the square tiles that every frame is cut into.
+        tile_tokens: visual tokens of a tile. max_tiles: most tiles of a frame; with two and more, one more tile shows
+            the whole frame (InternVL's thumbnail).
+        clip_tokens: visual tokens that a clip has besides those of its frames.
+        times: how a frame's time is told ("position", "text", …); "" when it is not known here.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -25,6 +30,11 @@ class VisionGeometry(BaseModel):
     merge: int = Field(default=2, gt=0)
     temporal: int = Field(default=2, gt=0)
     min_pixels: int = Field(default=28 * 28, gt=0)
+    tile: int = Field(default=0, ge=0)
+    tile_tokens: int = Field(default=0, ge=0)
+    max_tiles: int = Field(default=1, ge=1)
+    clip_tokens: int = Field(default=0, ge=0)
+    times: str = ""
 
     @property
     def factor(self) -> int:
@@ -35,6 +45,9 @@ class VisionGeometry(BaseModel):
         """`(height, width)` in pixels for a frame of the given size: area at most `pixels`, one token at the least."""
         if width <= 0 or height <= 0:
             raise ValueError(f"a frame has a positive size, got {width}x{height}")
+        if self.tile:
+            rows, columns = self._tiling(width, height, pixels // self.tile**2)
+            return rows * self.tile, columns * self.tile
         f = self.factor
         pixels = max(pixels, f * f)
         h, w = max(f, round(height / f) * f), max(f, round(width / f) * f)
@@ -51,5 +64,25 @@ class VisionGeometry(BaseModel):
 
     def tokens(self, num_frames: int, size: tuple[int, int]) -> int:
         """Visual tokens of `num_frames` frames of `size` = (height, width) pixels; a last odd frame makes a pair."""
+        if self.tile:
+            return num_frames * self.tiles(size) * self.tile_tokens + self.clip_tokens
         rows = math.ceil(num_frames / self.temporal)
-        return rows * (size[0] // self.factor) * (size[1] // self.factor)
+        return rows * (size[0] // self.factor) * (size[1] // self.factor) + self.clip_tokens
+
+    def tiles(self, size: tuple[int, int]) -> int:
+        """Tiles of one frame of `size` = (height, width) pixels, the one that shows the whole frame included."""
+        count = (size[0] // self.tile) * (size[1] // self.tile)
+        return count + (count > 1)
+
+    def _tiling(self, width: int, height: int, most: int) -> tuple[int, int]:
+        """(rows, columns) of tiles, `most` at the most: the shape nearest to the frame's, of two equally near ones the
+        larger if the frame has more than half its pixels (InternVL 1.5, arXiv 2404.16821, section 3.3)."""
+        most = max(1, min(most, self.max_tiles))
+        shapes = [(r, c) for r in range(1, most + 1) for c in range(1, most + 1) if r * c <= most]
+        best, nearest = (1, 1), math.inf
+        for rows, columns in sorted(shapes, key=lambda shape: (shape[0] * shape[1], shape[1])):
+            apart = abs(width / height - columns / rows)
+            larger = width * height > 0.5 * self.tile**2 * rows * columns
+            if apart < nearest or (apart == nearest and larger):
+                best, nearest = (rows, columns), apart
+        return best

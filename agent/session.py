@@ -201,8 +201,9 @@ class Session:
 
     def _close_look(self, start: float, end: float) -> Clip:
         """A window (seconds) of the first video with as many and as large frames as the rules say."""
-        video, overlay = self.videos[0], self.preset.overview.overlay
-        return self.preset.rules.close_look(video.identity, video.duration, (start, end), overlay)
+        video, overview = self.videos[0], self.preset.overview
+        window = (start, end)
+        return self.preset.rules.close_look(video.identity, video.duration, window, overview.overlay, overview.resizer)
 
     def _as_shown(self, overview: Clip) -> Clip:
         """What is shown of an overview: itself, or black frames in its place."""
@@ -270,7 +271,7 @@ class Session:
             "system",
             tools=[json.dumps(dict(spec)) for spec in self._specs],
             looks=len(self._specs) > 1,
-            timestamps=self.preset.timestamps,
+            timestamps=self.geometry.times or self.preset.timestamps,
             max_steps=self.preset.budget.max_steps,
             max_frames=self.preset.budget.max_frames,
         )

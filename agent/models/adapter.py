@@ -83,7 +83,7 @@ class Adapter(ABC):
         stop_ids: ids that end a message; the first is the one this adapter writes.
         pad_ids: ids that stand for features.
         max_context: most tokens the model takes. axes: rows of `positions`.
-        timestamps: how a frame's time reaches the model ("text" or "position").
+        timestamps: how a frame's time reaches the model ("text", "position", …); never "native", which was resolved.
         tokenizer_digest: names the tokenizer, for records.
         processor_digest: names how pixels become the tower's input (normalisation, patches), for caches.
         records: what requests for clips became earlier; with it `encode` decodes only clips it does not know.

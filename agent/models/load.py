@@ -12,7 +12,9 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from closeup.agent.preset import PresetError, get_preset
 
 if TYPE_CHECKING:
     from closeup.agent.models.adapter import Adapter
@@ -23,7 +25,7 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WANTED = ["*.json", "*.jinja", "*.safetensors", "*.txt", "*.model"]
 
-Timestamps = Literal["text", "position"]
+Timestamps = Literal["native", "text", "position"]
 
 
 class ModelError(ValueError):
@@ -87,7 +89,7 @@ def load_adapter(
     *,
     dtype: str = "auto",
     device: str = "auto",
-    timestamps: Timestamps = "text",
+    timestamps: Timestamps | None = None,
     trust_remote_code: bool = False,
 ) -> Adapter:
     """Load a checkpoint behind its family's adapter.
@@ -96,7 +98,8 @@ def load_adapter(
         model: "tiny", "tiny-half", a folder or a hub id (downloaded when not cached).
         dtype: "float32", "bfloat16", "float16", or "auto": float32 for models below 2 GiB on a CPU, else as saved.
         device: "auto" (CUDA when there is one), "cpu", "cuda" or "cuda:N".
-        timestamps: how a frame's time reaches the model, see `closeup.agent.preset.Preset`.
+        timestamps: how a frame's time reaches the model, see `closeup.agent.preset.Preset`; None = as the preset says
+            that the checkpoint names.
 
     Raises:
         ModelError: see `find_checkpoint`; also weights that do not fit the configuration, or a bad dtype or device.
@@ -104,12 +107,17 @@ def load_adapter(
     name = DTYPES.get(dtype, dtype)
     if name not in ("auto", *DTYPES.values()):
         raise ModelError(f"dtype is auto, float32, bfloat16 or float16, got {dtype!r}")
-    if timestamps not in ("text", "position"):
-        raise ModelError(f"timestamps is 'text' or 'position', got {timestamps!r}")
+    if timestamps is not None and timestamps not in get_args(Timestamps):
+        raise ModelError(f"timestamps is one of {', '.join(get_args(Timestamps))}, got {timestamps!r}")
     checkpoint = find_checkpoint(model, trust_remote_code=trust_remote_code)
     if _folder(model)[0] is None:
         _download(model, _WANTED)
         _check_files(checkpoint.path)
+    if timestamps is None:
+        try:
+            timestamps = get_preset(checkpoint.preset).timestamps
+        except PresetError as error:
+            raise ModelError(f"{checkpoint.model} names a preset of its own (closeup.json): {error}") from None
     module, _, cls = FAMILIES[checkpoint.family].partition(":")
     adapter: Adapter = getattr(importlib.import_module(module), cls).load(
         checkpoint, dtype=name, device=device, timestamps=timestamps

@@ -7,6 +7,7 @@ sensible; it says it the same way every time.
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -36,19 +37,40 @@ _SPLIT = (
 )
 
 
+WRITERS = {
+    "qwen2_5_vl": "closeup.agent.models.testing:_write_qwen2_5_vl",
+}
+
+
 def write_random_checkpoint(
-    folder: Path, *, seed: int = 0, vision: Mapping[str, Any] | None = None, **text: Any
+    folder: Path,
+    *,
+    family: str = "qwen2_5_vl",
+    seed: int = 0,
+    vision: Mapping[str, Any] | None = None,
+    **text: Any,
 ) -> Path:
-    """Write a random Qwen2.5-VL checkpoint and return its folder.
+    """Write a random checkpoint and return its folder.
 
     Args:
-        folder: created if needed. seed: of the weights.
+        folder: created if needed. family: the configuration's `model_type`. seed: of the weights.
         text, vision: settings of the text model and of the tower that replace the small defaults.
+
+    Raises:
+        ValueError: a family that has no writer.
     """
+    if family not in WRITERS:
+        raise ValueError(f"no random checkpoints of family {family!r}; there are: {', '.join(WRITERS)}")
+    module, _, name = WRITERS[family].partition(":")
+    getattr(importlib.import_module(module), name)(folder, seed=seed, vision=dict(vision or {}), text=text)
+    return folder
+
+
+def _write_qwen2_5_vl(folder: Path, *, seed: int, vision: Mapping[str, Any], text: Mapping[str, Any]) -> None:
     import torch
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    tokenizer = _tokenizer()
+    tokenizer = random_tokenizer()
     ids = tokenizer.get_vocab()
     config = Qwen2_5_VLConfig(
         text_config={
@@ -65,7 +87,7 @@ def write_random_checkpoint(
             "eos_token_id": ids["<|im_end|>"],
             "pad_token_id": ids["<|endoftext|>"],
         }
-        | text,
+        | dict(text),
         vision_config={
             "depth": 2,
             "hidden_size": 32,
@@ -77,7 +99,7 @@ def write_random_checkpoint(
             "tokens_per_second": 2,
             "initializer_range": 0.1,
         }
-        | dict(vision or {}),
+        | dict(vision),
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"],
@@ -100,11 +122,13 @@ def write_random_checkpoint(
         "size": {"shortest_edge": 28 * 28, "longest_edge": 112 * 112},
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(pixels, indent=2) + "\n", encoding="utf-8")
-    return folder
 
 
-def _tokenizer() -> Any:
-    """A byte-level tokenizer with the family's control tokens and the dialects' tags."""
+def random_tokenizer(special: Sequence[str] = SPECIAL, **settings: Any) -> Any:
+    """A byte-level tokenizer with a family's control tokens and the dialects' tags.
+
+    `settings` go to `PreTrainedTokenizerFast`.
+    """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -121,10 +145,14 @@ def _tokenizer() -> Any:
         [_WORDS] * 4,
         trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False),
     )
-    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     core.add_tokens([AddedToken(token, special=False, normalized=False) for token in TAGS])
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>", clean_up_tokenization_spaces=False
+        tokenizer_object=core,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False,
+        **settings,
     )
 
 

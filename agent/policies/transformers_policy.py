@@ -72,7 +72,7 @@ class TransformersPolicy(Policy):
         *,
         dtype: str = "auto",
         device: str = "auto",
-        timestamps: Timestamps = "text",
+        timestamps: Timestamps | None = None,
         max_batch: int = 64,
         kv_cache_bytes: int = 2 << 30,
         feature_cache_bytes: int = 1 << 30,
@@ -86,7 +86,7 @@ class TransformersPolicy(Policy):
             model: "tiny", "tiny-half", a checkpoint folder, a hub id, or an `Adapter`.
             dtype: "auto" is float32 for models below 2 GiB on a CPU, else the checkpoint's own.
             device: "auto" is CUDA when there is one.
-            timestamps: how a frame's time reaches the model; the preset's value.
+            timestamps: how a frame's time reaches the model; None = as the checkpoint's own preset says.
             max_batch: requests sampled together; more are done in turn.
             kv_cache_bytes: most bytes of keys and values kept between turns, all episodes together.
             feature_cache_bytes: most bytes of vision features kept in memory.

@@ -6,6 +6,7 @@ import torch
 
 from closeup.agent.messages import Message
 from closeup.agent.models.load import load_adapter
+from closeup.agent.models.oracles import FORMS, stock_logits
 from closeup.agent.models.testing import SyntheticVideo, write_random_checkpoint
 from closeup.agent.policies import rows as rows_module
 from closeup.agent.policies.base import Request, Sampling
@@ -21,9 +22,11 @@ def folder(tmp_path_factory):
     return str(write_random_checkpoint(tmp_path_factory.mktemp("checkpoint") / "random"))
 
 
-@pytest.fixture(scope="module", params=["text", "position"])
-def adapter(request, folder):
-    return load_adapter(folder, device="cpu", timestamps=request.param)
+@pytest.fixture(scope="module", params=FORMS, ids="-".join)
+def adapter(request, tmp_path_factory):
+    family, timestamps = request.param
+    folder = write_random_checkpoint(tmp_path_factory.mktemp("checkpoint") / family, family=family)
+    return load_adapter(str(folder), device="cpu", timestamps=timestamps)
 
 
 def skim(end, start=0.0):
@@ -79,15 +82,8 @@ def full_forward(adapter, told, index, upto=3):
         shown = adapter.encode(talk(index)[turn], VIDEOS)
         media += shown.media
         frames.update(shown.frames)
-    pixels = np.concatenate([adapter.pixel_values(frames[m.key]) for m in media])
     with torch.inference_mode():
-        logits = adapter.model(
-            input_ids=torch.tensor([ids]),
-            pixel_values_videos=torch.from_numpy(pixels),
-            video_grid_thw=torch.tensor([g for m in media for g in m.grids]),
-            position_ids=torch.from_numpy(adapter.positions(ids, media))[:, None],
-            use_cache=False,
-        ).logits[0]
+        logits = stock_logits(adapter, ids, media, [frames[m.key] for m in media], adapter.positions(ids, media))
     logits = logits.clone()  # out of inference mode
     return logits, spans, ids
 
@@ -176,7 +172,7 @@ def test_bfloat16_generates_with_the_log_probabilities_of_its_own_full_forward(f
     assert recorded_against_full(adapter, told, 1) <= 0.2  # bfloat16 keeps 8 bits; the random weights are sharp
 
 
-@pytest.mark.parametrize("adapter", ["position"], indirect=True)
+@pytest.mark.parametrize("adapter", [("qwen2_5_vl", "position")], indirect=True)
 def test_control_positions_of_transformers_fail_the_equality(adapter, monkeypatch):
     """The rule of transformers 5.19 to 5.23 (text after a video by height and width alone) must be told apart."""
 

@@ -21,7 +21,7 @@ def tiny_random_checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def adapter(tiny_random_checkpoint):
-    return load_adapter(str(tiny_random_checkpoint), device="cpu")
+    return load_adapter(str(tiny_random_checkpoint), device="cpu", timestamps="text")
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from closeup.agent.messages import Message
-from closeup.agent.models import qwen2_5_vl
+from closeup.agent.models import qwen_vision
 from closeup.tools.video.clip import Clip
 
 
@@ -65,7 +65,7 @@ def test_features_do_not_depend_on_what_is_encoded_together_or_how_it_is_cut(ada
     with torch.inference_mode():
         alone = [adapter.encode_clips([c])[0] for c in clips]
         together = adapter.encode_clips(clips)
-        monkeypatch.setattr(qwen2_5_vl, "PATCHES_PER_FORWARD", 40)
+        monkeypatch.setattr(qwen_vision, "PATCHES_PER_FORWARD", 40)
         cut = adapter.encode_clips(clips)
     for a, b, c, size in zip(alone, together, cut, sizes, strict=True):
         assert a.shape == (3 * size[0] * size[1] // 28**2, adapter.text_config.hidden_size)

@@ -156,11 +156,11 @@ def test_a_large_checkpoint_keeps_its_own_precision_on_a_cpu(copy, monkeypatch):
     import torch
     from safetensors.torch import load_file, save_file
 
-    from closeup.agent.models import qwen2_5_vl
+    from closeup.agent.models import chatml_adapter
 
     weights = {name: value.bfloat16() for name, value in load_file(copy / "model.safetensors").items()}
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
     edit(copy / "config.json", dtype="bfloat16")
     assert load_adapter(str(copy), device="cpu").model.dtype == torch.float32
-    monkeypatch.setattr(qwen2_5_vl, "FLOAT32_BYTES", 1000)
+    monkeypatch.setattr(chatml_adapter, "FLOAT32_BYTES", 1000)
     assert load_adapter(str(copy), device="cpu").model.dtype == torch.bfloat16
