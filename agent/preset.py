@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from closeup.agent.budget import Budget
 from closeup.tools.rules import ToolRules
-from closeup.tools.video.clip import Clip
+from closeup.tools.video.clip import SWSCALE, Clip, Resizer
 
 
 class PresetError(ValueError):
@@ -35,6 +35,8 @@ class OverviewRule(BaseModel):
         short_seconds: a video shorter than this has frames of `short_factor` times the area; 0: none has.
         mode: "exact" or "keyframe".
         overlay: drawing put on every frame.
+        resizer: how frames get their size, here and in every clip of a tool: "bicubic" as the families' stock
+            processors do it, "swscale-bilinear" the cheaper default (docs/video.md).
         show: "frames", or "blank": black frames at the same times, or "nothing". Closer looks are measured against the
             overview all the same. (To ask what a model knows without having seen the overview.)
     """
@@ -50,6 +52,7 @@ class OverviewRule(BaseModel):
     short_factor: float = Field(default=2.0, ge=1)
     mode: Literal["exact", "keyframe"] = "exact"
     overlay: Literal["seconds"] | None = None
+    resizer: Resizer = SWSCALE
     show: Literal["frames", "blank", "nothing"] = "frames"
 
     @model_validator(mode="after")
@@ -79,6 +82,7 @@ class OverviewRule(BaseModel):
             mode=self.mode,
             pixels=round(self.pixels * self.short_factor) if short else self.pixels,
             overlay=self.overlay,
+            resizer=self.resizer,
         )
 
 

@@ -8,15 +8,20 @@ bounded number of threads, not one per step of a training run.
 Invariants
 1. What the tool raises, the caller gets, in its own thread: `ToolError` for the model, anything else as the bug it is.
 2. A call whose limit passed never delivers a result afterwards.
+3. A clip whose tool did not choose a resizer has that of the video's overview: an episode's frames are resized alike,
+   whoever wrote the tool.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from closeup.tools.base import Tool, ToolArgs, ToolContext, ToolError, ToolResult
+from closeup.tools.video.clip import Clip
+from closeup.tools.windows import overview_of
 
 MAX_ABANDONED = 8
 
@@ -79,7 +84,20 @@ def run_tool(tool: type[Tool[Any]] | Tool[Any], args: ToolArgs | Mapping[str, An
         raise call.error
     if not isinstance(call.result, ToolResult):
         raise TypeError(f"tool {instance.name!r} returned {type(call.result).__name__}; a tool returns a ToolResult")
-    return call.result
+    return _resized_alike(call.result, context)
+
+
+def _resized_alike(result: ToolResult, context: ToolContext) -> ToolResult:
+    """The result with invariant 3; what a tool should not have put into `clips` stays, for `check_tool` to name."""
+
+    def alike(clip: Any) -> Any:
+        if not isinstance(clip, Clip) or "resizer" in clip.model_fields_set:
+            return clip
+        overview = overview_of(clip.video, context.seen)
+        return clip if overview is None else clip.model_copy(update={"resizer": overview.resizer})
+
+    clips = [alike(clip) for clip in result.clips]
+    return result if clips == list(result.clips) else replace(result, clips=tuple(clips))
 
 
 def running_abandoned() -> int:

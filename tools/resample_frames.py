@@ -12,7 +12,7 @@ import math
 from pydantic import Field
 
 from closeup.tools.base import Tool, ToolArgs, ToolContext, ToolError, ToolResult
-from closeup.tools.video.clip import MAX_FRAMES, Clip
+from closeup.tools.video.clip import MAX_FRAMES, SWSCALE, Clip
 from closeup.tools.windows import TOLERANCE, is_close_look, overview_of, resolve_window, seconds_text
 
 __all__ = ["ResampleArgs", "ResampleFrames", "is_close_look"]
@@ -51,6 +51,7 @@ class ResampleFrames(Tool[ResampleArgs]):
             fps=args.fps,
             pixels=context.rules.skim_pixels,
             overlay=overview.overlay if overview else None,
+            resizer=overview.resizer if overview else SWSCALE,
         )
         if any(clip.times() == seen.times() and clip.pixels <= seen.pixels for seen in _same(clip, context)):
             raise ToolError("these very frames were shown already. Ask for others, or answer.")

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from closeup.tools.video.clip import Clip
+from closeup.tools.video.clip import SWSCALE, Clip, Resizer
 from closeup.tools.video.sampling import frame_count
 
 ANY_LENGTH = 1e9
@@ -90,7 +90,12 @@ class ToolRules(BaseModel):
         return round(self.zoom_pixels * self.short_factor) if duration < self.short_seconds else self.zoom_pixels
 
     def close_look(
-        self, video: str, duration: float, window: tuple[float, float], overlay: Literal["seconds", "blank"] | None
+        self,
+        video: str,
+        duration: float,
+        window: tuple[float, float],
+        overlay: Literal["seconds", "blank"] | None,
+        resizer: Resizer = SWSCALE,
     ) -> Clip:
         """A window (seconds) of a video of `duration` seconds, with as many and as large frames as these rules say."""
         start, end = window
@@ -102,6 +107,7 @@ class ToolRules(BaseModel):
             placement="left",
             pixels=self.pixels_of(duration),
             overlay=overlay,
+            resizer=resizer,
         )
 
     @classmethod

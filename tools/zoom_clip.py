@@ -10,7 +10,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from closeup.tools.base import Tool, ToolArgs, ToolContext, ToolError, ToolResult
-from closeup.tools.video.clip import Clip
+from closeup.tools.video.clip import SWSCALE, Clip
 from closeup.tools.windows import SHOWN, TOLERANCE, close_looks, overview_of, resolve_window, seconds_text
 
 
@@ -34,8 +34,8 @@ class ZoomClip(Tool[ZoomArgs]):
         start, end = rules.widened(start, end, video.duration)
         _check_length(end - start, rules.window_seconds(video.duration))
         overview = overview_of(video.identity, context.seen)
-        overlay = overview.overlay if overview else None
-        clip = rules.close_look(video.identity, video.duration, (start, end), overlay)
+        overlay, resizer = (overview.overlay, overview.resizer) if overview else (None, SWSCALE)
+        clip = rules.close_look(video.identity, video.duration, (start, end), overlay, resizer)
         _check_overlap(clip, context)
         frames = len(clip.times())
         if context.frames_left is not None and context.frames_left < frames:

@@ -32,7 +32,8 @@ class FrameKey(NamedTuple):
     """Everything that makes a frame's pixels: two equal keys mean equal pixels.
 
     `video` names the content (`Probe.content`), `stream` the stream's index, `pts` the presentation time in ticks,
-    `backend` the decoder's name and version, `size` = (height, width) in pixels, `overlay` the drawing on top.
+    `backend` the decoder's name and version, `resizer` what resized, `size` = (height, width) in pixels, `overlay` the
+    drawing (over the frame, or with bicubic over the picture that was resized).
     """
 
     video: Hashable

@@ -8,19 +8,24 @@ Invariants
 1. Exactly one of `num_frames` and `fps` is set.
 2. `times()` is a pure function of the clip: the same clip asks for the same instants everywhere and always.
 3. Two clips are equal exactly when every field is; `key` is a short digest of the fields, stable across processes.
+4. A clip with the default resizer is written without that field, as before there was a choice: its key and the records
+   that name it stay what they were.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from closeup.tools.video.sampling import by_fps, uniform
 
 MAX_FRAMES = 8192
+Resizer = Literal["swscale-bilinear", "bicubic"]
+SWSCALE: Resizer = "swscale-bilinear"
+"""The default resizer."""
 
 
 class Clip(BaseModel):
@@ -37,6 +42,8 @@ class Clip(BaseModel):
         pixels: largest area of one frame in pixels; the model's adapter turns it into a size it accepts.
         overlay: name of a drawing put on every frame ("seconds": the time in red, lower right; "blank": black all over,
             a clip that says when and how large and shows nothing), or None.
+        resizer: how the decoder's picture becomes a frame of the size asked for: "swscale-bilinear", while decoding, or
+            "bicubic", from the full RGB picture as the stock image and video processors do (`pixels.py`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,6 +58,14 @@ class Clip(BaseModel):
     mode: Literal["exact", "keyframe"] = "exact"
     pixels: int = Field(gt=0)
     overlay: Literal["seconds", "blank"] | None = None
+    resizer: Resizer = SWSCALE
+
+    @model_serializer(mode="wrap")
+    def _without_the_default_resizer(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = handler(self)
+        if self.resizer == SWSCALE:
+            written.pop("resizer", None)
+        return written
 
     @model_validator(mode="after")
     def _consistent(self) -> Clip:

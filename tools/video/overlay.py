@@ -2,7 +2,9 @@
 black all over.
 
 LOVE-R1 burns such a count into the pixels so that the model can read time; the font is as high as an eighth of the
-frame's shorter side. The font is Pillow's own, so the drawing depends on Pillow's version and on no font file.
+shorter side. With the bicubic resizer it is drawn on the decoder's picture and shrinks with it, as in LOVE-R1's code;
+with swscale, which resizes while it decodes, on the frame of the size asked for. The font is Pillow's own, so the
+drawing depends on Pillow's version and on no font file.
 """
 
 from __future__ import annotations

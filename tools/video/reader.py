@@ -2,8 +2,8 @@
 
 Invariants
 1. Time is seconds from the start of the video stream; the frame for t is the last one with presentation time <= t.
-2. The answer depends on the file, the times, the size, the mode and the backend only; never on what was asked before,
-   on which thread asks, or on what the caches hold.
+2. The answer depends on the file, the times, the size, the mode, the resizer and the backend only; never on what was
+   asked before, on which thread asks, or on what the caches hold.
 3. A file that changes after it was opened is an error (`FileChanged`), never a mixture.
 """
 
@@ -14,7 +14,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 from closeup.tools.video import cache
 from closeup.tools.video.backends import load
 from closeup.tools.video.backends.base import Order
-from closeup.tools.video.clip import Clip
+from closeup.tools.video.clip import SWSCALE, Clip, Resizer
 from closeup.tools.video.facts import Probe
 from closeup.tools.video.frames import Frames
 from closeup.tools.video.index import StreamIndex
 from closeup.tools.video.localfile import content_digest, stamp, verify
 from closeup.tools.video.overlay import draw
+from closeup.tools.video.pixels import BICUBIC, bicubic
 
 MAX_THREADS = 64
 MAX_RESULT_BYTES = 16 << 30  # a request for more pixels than this is a mistake
@@ -128,17 +129,21 @@ class Video:
         size: tuple[int, int] | None = None,
         *,
         mode: Literal["exact", "keyframe"] = "exact",
+        resizer: Resizer = SWSCALE,
     ) -> Frames:
         """Decode the frames shown at some times.
 
         Args:
-            clip_or_times: a `Clip` of this video (its times, mode and overlay count), or times in seconds in any order.
+            clip_or_times: a `Clip` of this video (its times, mode, overlay and resizer count), or times in seconds in
+                any order.
             size: (height, width) in pixels; None is the displayed size, for a clip the largest size of that shape which
                 has at most `clip.pixels` pixels.
             mode: with times: "exact", or "keyframe" for the nearest key frame at or before each time.
+            resizer: with times: "swscale-bilinear", or "bicubic" as the stock processors resize.
 
         Raises:
-            ValueError: no times, a time that is no finite number, a bad size, a clip of another video, a closed video.
+            ValueError: no times, a time that is no finite number, a bad size, an unknown mode or resizer, a clip of
+                another video, a closed video.
             VideoError: the file changed, or cannot be decoded by this backend.
         """
         if self._closed:
@@ -149,19 +154,25 @@ class Video:
             if clip.video != self.identity:
                 raise ValueError(f"the clip is of video {clip.video!r}, but {self.path} is {self.identity!r}")
             times: Sequence[float] = clip.times()
-            overlay, mode = clip.overlay, clip.mode
+            overlay, mode, resizer = clip.overlay, clip.mode, clip.resizer
             size = size or fit((self.height, self.width), clip.pixels)
         else:
             times = clip_or_times
         height, width = size or (self.height, self.width)
-        _check(times, height, width, mode)
+        _check(times, height, width, mode, resizer)
         verify(self._probe.stamp)
-        return self._decode(times, (height, width), mode, overlay)
+        return self._decode(times, (height, width), mode, overlay, resizer)
 
     def _decode(
-        self, times: Sequence[float], size: tuple[int, int], mode: Literal["exact", "keyframe"], overlay: str | None
+        self,
+        times: Sequence[float],
+        size: tuple[int, int],
+        mode: Literal["exact", "keyframe"],
+        overlay: str | None,
+        resizer: Resizer,
     ) -> Frames:
         probe, backend = self._probe, self._decoder
+        later = resizer == "bicubic" and overlay != "blank"  # the whole picture first; black is black at any size
         places: dict[int, list[int]] = {}
         for place, time in enumerate(times):
             places.setdefault(min(max(probe.ticks(time), probe.first), probe.end), []).append(place)
@@ -175,7 +186,8 @@ class Video:
 
         def key(pts: int) -> cache.FrameKey:
             made_by = f"{backend.name}-{backend.version}"
-            return cache.FrameKey(probe.content, probe.stream, pts, made_by, backend.resizer, size, overlay)
+            by = BICUBIC if later else backend.resizer
+            return cache.FrameKey(probe.content, probe.stream, pts, made_by, by, size, overlay)
 
         def recall(ticks: Sequence[int]) -> tuple[int, ...]:
             """Put what the stores hold; return the ticks that are left."""
@@ -196,10 +208,15 @@ class Video:
             # The turn is named by the whole request: a caller who comes while it is half done waits for the rest of it.
             with cache.turns.take((key(0), mode, tuple(sorted(places)))):
                 missing = recall(missing)
-                for shot in backend.shots(probe, index, Order(missing, size, mode), self._threads) if missing else ():
-                    picture = np.ascontiguousarray(draw(overlay, shot.pixels, probe.seconds(shot.pts)))
+                order = Order(missing, None if later else size, mode)
+                last, picture = None, blank
+                for shot in backend.shots(probe, index, order, self._threads) if missing else ():
+                    if shot.pts != last:
+                        drawn = draw(overlay, shot.pixels, probe.seconds(shot.pts))
+                        picture = np.ascontiguousarray(bicubic(drawn, size) if later else drawn)
+                        picture.flags.writeable = False
+                        last = shot.pts
                     put(shot.tick, shot.pts, picture)
-                    picture.flags.writeable = False
                     cache.frames.put(key(shot.pts), picture, picture.nbytes)
             cache.knowledge.put(("index", probe.content, probe.stream), index, index.nbytes)
         bad = index.add_bad(set())
@@ -255,7 +272,7 @@ def fit(size: tuple[int, int], pixels: int) -> tuple[int, int]:
     return rows, max(1, min(math.floor(width * scale), pixels // rows))
 
 
-def _check(times: Sequence[float], height: int, width: int, mode: str) -> None:
+def _check(times: Sequence[float], height: int, width: int, mode: str, resizer: str) -> None:
     if len(times) == 0:
         raise ValueError("no times were asked for; give at least one time in seconds")
     for time in times:
@@ -265,6 +282,8 @@ def _check(times: Sequence[float], height: int, width: int, mode: str) -> None:
         raise ValueError(f"size is (height, width) in pixels, both at least 1, got {(height, width)}")
     if mode not in ("exact", "keyframe"):
         raise ValueError(f"mode must be 'exact' or 'keyframe', got {mode!r}")
+    if resizer not in get_args(Resizer):
+        raise ValueError(f"resizer must be {' or '.join(map(repr, get_args(Resizer)))}, got {resizer!r}")
     needed = len(times) * height * width * 3
     if needed > MAX_RESULT_BYTES:
         raise ValueError(

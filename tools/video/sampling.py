@@ -47,14 +47,20 @@ def by_fps(start: float, end: float, fps: float, *, max_frames: int) -> tuple[fl
     return tuple(min(end, start + i / fps) for i in range(count))
 
 
-def frame_count(seconds: float, fps: float, *, max_frames: int) -> int:
-    """How many frames `fps` gives for a window of `seconds`: at least 1, at most `max_frames`."""
+def frame_count(seconds: float, fps: float, *, max_frames: int, whole: bool = False) -> int:
+    """How many frames `fps` gives for a window of `seconds`: at least 1, at most `max_frames`.
+
+    A part of a frame's time counts as a frame (one every `1/fps` seconds from the window's start on), or with `whole`
+    does not: the `int(seconds * fps)` of the field's video loaders, which spread that many over the window.
+    """
     if not fps > 0:
         raise ValueError(f"fps must be positive, got {fps}")
     if max_frames < 1:
         raise ValueError(f"max_frames must be at least 1, got {max_frames}")
     exact = seconds * fps - _ROUNDING
-    return max_frames if exact > max_frames else max(1, math.ceil(exact))
+    if exact > max_frames:
+        return max_frames
+    return max(1, math.floor(exact + 2 * _ROUNDING) if whole else math.ceil(exact))
 
 
 @dataclass(frozen=True)

@@ -76,8 +76,10 @@ class Decord:
         numbers = sorted(ticks)
         for first in range(0, len(numbers), _MOST_NUMBERS):
             for number, picture in self._decode(probe, table, numbers[first : first + _MOST_NUMBERS], threads):
-                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-                pixels = to_rgb(frame, order.size, UPRIGHT, reformatter)
+                pixels = picture
+                if order.size is not None:
+                    frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                    pixels = to_rgb(frame, order.size, UPRIGHT, reformatter)
                 for tick in ticks[number]:
                     yield Shot(tick, table.pts[number], pixels)
 

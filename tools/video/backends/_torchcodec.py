@@ -88,10 +88,13 @@ class TorchCodec:
             pixels = dict(zip(batch, self._decode(reader, probe, table.pts, batch), strict=True))
             for tick, number, until in found:
                 if number in pixels:
-                    frame = av.VideoFrame.from_ndarray(pixels[number], format="rgb24")
+                    picture = pixels[number]
+                    if order.size is not None:
+                        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                        picture = to_rgb(frame, order.size, UPRIGHT, reformatter)
                     if order.mode == "exact":
                         index.learn(table.pts[number], until)
-                    yield Shot(tick, table.pts[number], to_rgb(frame, order.size, UPRIGHT, reformatter))
+                    yield Shot(tick, table.pts[number], picture)
         cache.readers.give(key, reader, _READER)
 
     def _decode(self, reader: _Decoder, probe: Probe, pts: tuple[int, ...], numbers: list[int]) -> Any:

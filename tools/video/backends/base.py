@@ -15,10 +15,13 @@ from closeup.tools.video.index import StreamIndex
 
 @dataclass(frozen=True)
 class Order:
-    """Frames wanted: ascending ticks inside the stream, (height, width) in pixels, "exact" or "keyframe"."""
+    """Frames wanted: ascending ticks inside the stream, (height, width) in pixels, "exact" or "keyframe".
+
+    `size` None asks for the decoder's own picture, turned for display but not resized.
+    """
 
     ticks: Sequence[int]
-    size: tuple[int, int]
+    size: tuple[int, int] | None
     mode: str
 
 
@@ -41,7 +44,8 @@ class Backend(Protocol):
     def version(self) -> str: ...
 
     @property
-    def resizer(self) -> str: ...
+    def resizer(self) -> str:
+        """What resizes when the order names a size."""
 
     def check(self, probe: Probe) -> None:
         """Raise `UnsupportedByBackend` when this decoder is known to return wrong frames for the file."""
