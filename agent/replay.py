@@ -8,6 +8,7 @@ package is not what it was. No model is needed, and no frame is decoded.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -187,8 +188,14 @@ def _short(text: str, limit: int = 200) -> str:
 
 
 def _shape(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of the settings that shapes observations; reward streams are compared by name on their own."""
-    return {key: settings.get(key) for key in ("preset", "prompts", "geometry", "video_backend", "tools")}
+    """The part of the settings that shapes observations; reward streams are compared by name on their own.
+
+    A preset recorded before one of its settings existed has that setting's default, which is what was done then.
+    """
+    shape = {key: settings.get(key) for key in ("preset", "prompts", "geometry", "video_backend", "tools")}
+    with suppress(ValueError):  # another environment's own preset is compared as it is
+        shape["preset"] = Preset.model_validate(shape["preset"]).model_dump(mode="json")
+    return shape
 
 
 def _paths(trajectory: Trajectory, moved: Mapping[str, Path]) -> tuple[Path, ...]:

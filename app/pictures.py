@@ -105,7 +105,7 @@ class Pictures:
         if film is None:
             return Strip((), len(look.times), "the record does not name the film")
         path = self._moved.get(film.id, Path(film.path))
-        key = (film.id, str(path), look.size, look.mode, look.overlay, look.kind, tuple(times))
+        key = (film.id, str(path), look.size, look.mode, look.overlay, look.resizer, look.kind, tuple(times))
         with self._lock:
             found = self._kept.get(key)
             if found is not None:
@@ -130,7 +130,7 @@ class Pictures:
                     if look.overlay == "blank":
                         seen = np.zeros((len(some), *look.size, 3), np.uint8)
                     else:
-                        seen = video.frames(some, look.size, mode=look.mode).pixels
+                        seen = video.frames(some, look.size, mode=look.mode, resizer=look.resizer).pixels
                     whole = video.frames(some, whole_size, mode=look.mode).pixels if self._film_side else None
                     for i, time in enumerate(some):
                         small = Image.fromarray(seen[i])

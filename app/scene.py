@@ -26,7 +26,7 @@ from closeup.agent.geometry import VisionGeometry
 from closeup.agent.task import LETTERS, Task
 from closeup.agent.trajectory import Outcome, StepRecord, Trajectory, VideoRecord
 from closeup.app.writing import call_so_far, thought_so_far
-from closeup.tools.video.clip import Clip
+from closeup.tools.video.clip import SWSCALE, Clip, Resizer
 from closeup.tools.windows import is_close_look
 
 Window = tuple[float, float]
@@ -56,7 +56,7 @@ class Look:
         video: the film's identity. start, end: the window in seconds. times: of its frames, in seconds.
         size: (height, width) in pixels as the model saw them. tokens: visual tokens they took.
         mode: "exact" or "keyframe". kind: "close" when it shows its window more closely than the overview does.
-        overlay: drawing on every frame ("seconds", "blank"), or "".
+        overlay: drawing on every frame ("seconds", "blank"), or "". resizer: what gave the frames their size.
     """
 
     video: str
@@ -68,6 +68,7 @@ class Look:
     mode: Literal["exact", "keyframe"] = "exact"
     kind: Literal["overview", "close"] = "close"
     overlay: str = ""
+    resizer: Resizer = SWSCALE
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,6 +376,7 @@ def _look(
         mode=clip.mode,
         kind="close" if close else "overview",
         overlay=clip.overlay or "",
+        resizer=clip.resizer,
     )
 
 
