@@ -14,13 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from closeup.agent.models.unsupported import why_not
 from closeup.agent.preset import PresetError, get_preset
 
 if TYPE_CHECKING:
     from closeup.agent.models.adapter import Adapter
 
 BUNDLED = {"tiny": "closeup-tiny", "tiny-half": "tiny-half"}
-FAMILIES = {"qwen2_5_vl": "closeup.agent.models.qwen2_5_vl:Qwen25VLAdapter"}
+FAMILIES = {
+    "llava_onevision": "closeup.agent.models.llava_onevision:LlavaOnevisionAdapter",
+    "qwen2_5_vl": "closeup.agent.models.qwen2_5_vl:Qwen25VLAdapter",
+}
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WANTED = ["*.json", "*.jinja", "*.safetensors", "*.txt", "*.model"]
@@ -64,6 +68,8 @@ def find_checkpoint(model: str, *, trust_remote_code: bool = False) -> Checkpoin
             f"{path} holds no config.json, so it is no checkpoint; give a folder that `save_pretrained` wrote"
         )
     family = config.get("model_type")
+    if family not in FAMILIES and (reason := why_not(family)):
+        raise ModelError(f"{model} is of family {family!r}, which is not supported: {reason}")
     if "auto_map" in config and not trust_remote_code:
         raise ModelError(
             f"{model} wants to run code of its own (auto_map in config.json), which is refused unless asked for: "

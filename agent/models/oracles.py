@@ -38,10 +38,32 @@ def qwen2_5_vl(
     return logits
 
 
+def llava_onevision(
+    adapter: Any, ids: torch.Tensor, media: Sequence[Any], frames: Sequence[Any], positions: torch.Tensor
+) -> torch.Tensor:
+    """The stock forward takes videos of one length alone; where lengths differ, its own two halves are put together."""
+    model = adapter.model
+    pixels = [torch.from_numpy(adapter.pixel_values(clip)).to(model.dtype) for clip in frames]
+    if adapter.timestamps == "text":  # every frame is a video
+        pixels = [frame for clip in pixels for frame in clip.unsqueeze(1)]
+    if len({len(video) for video in pixels}) == 1:
+        given = {"input_ids": ids[None], "pixel_values_videos": torch.stack(pixels)}
+    else:
+        embeds = model.get_input_embeddings()(ids[None])
+        rows = torch.cat([model.model.get_video_features(video[None]).pooler_output[0] for video in pixels])
+        _, where = model.model.get_placeholder_mask(ids[None], inputs_embeds=embeds, video_features=rows)
+        given = {"inputs_embeds": embeds.masked_scatter(where, rows.to(embeds))}
+    logits: torch.Tensor = model(**given, position_ids=positions, use_cache=False).logits[0]
+    return logits
+
+
 ORACLES: dict[str, Callable[..., torch.Tensor]] = {
+    "llava_onevision": llava_onevision,
     "qwen2_5_vl": qwen2_5_vl,
 }
 FORMS = [
     ("qwen2_5_vl", "text"),
     ("qwen2_5_vl", "position"),
+    ("llava_onevision", "native"),
+    ("llava_onevision", "text"),
 ]

@@ -38,6 +38,7 @@ _SPLIT = (
 
 
 WRITERS = {
+    "llava_onevision": "closeup.agent.models.testing_llava_onevision:write",
     "qwen2_5_vl": "closeup.agent.models.testing:_write_qwen2_5_vl",
 }
 
