@@ -21,7 +21,7 @@ TEMPLATE = (
 
 
 def write(folder: Path, *, seed: int, vision: Mapping[str, Any], text: Mapping[str, Any]) -> None:
-    """Write a checkpoint with frames of 42 x 42 pixels: 3 x 3 patches, pooled (as 27 x 27 are) with an odd edge to 4."""
+    """Write a checkpoint with frames of 42 x 42 pixels: 3 x 3 patches, pooled with an odd edge to 4 tokens."""
     import torch
     from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
