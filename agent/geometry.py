@@ -1,7 +1,11 @@
 """`VisionGeometry`: how a model family turns frames into visual tokens; torch-free, so that budgets need no model.
 
 Source of the resize rule: Qwen2-VL's `smart_resize` (both sides multiples of patch x merge, area inside the bounds,
-aspect ratio kept as far as possible).
+aspect ratio kept as far as possible). Sizes equal the stock function's (tests/agent/models/test_sizes.py) except where,
+on purpose, (a) it would exceed the largest area it was given, because one side is a single token already: here the
+other gives way; (b) a side is shorter than half a token: it counts as one, not as none; (c) it refuses sides more than
+200 apart in ratio. Qwen3-VL's rule for videos bounds the area of all frames together; here an area is one frame's, so
+that a clip's frames are as large whatever their number. For an even number of frames the two are one rule.
 """
 
 from __future__ import annotations
