@@ -86,9 +86,8 @@ def test_a_frames_size_does_not_depend_on_how_many_there_are() -> None:
     ours = geometry(14, 2).size(1280, 720, 32 * 28 * 28)
     assert ours == VIDEO(8, 720, 1280, 2, 28, 784, total) == (112, 196)
     assert VIDEO(4, 720, 1280, 2, 28, 784, total) == (168, 280), "the stock rule gives fewer frames more pixels"
-    odd = [VIDEO(n, 84, 84, 2, 28, 1, n * 84 * 84) for n in (2, 3)]
-    assert odd == [(84, 84), (56, 56)], "and an odd number of frames another size than an even one"
-    assert geometry(14, 2).size(84, 84, 84 * 84) == (84, 84)
+    assert [VIDEO(n, 84, 100, 2, 28, 1, n * 84 * 112) for n in (6, 7)] == [(84, 112), (84, 84)], "odd is not even"
+    assert geometry(14, 2).size(100, 84, 84 * 112) == (84, 112)
 
 
 def test_what_the_stock_function_refuses_has_a_size_all_the_same() -> None:
