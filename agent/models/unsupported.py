@@ -19,7 +19,13 @@ _VICUNA = (
     f"it writes prompts by Vicuna's template, and its 4,096-token context holds few frames. What works: {_ONEVISION}"
 )
 
+_INTERNVL = (
+    f"this is the InternVL project's own format (InternVLChatModel); {_CODE}. What works: the checkpoint of the same "
+    "name in the Hugging Face format, with -hf at its end (OpenGVLab/InternVL3-8B-hf, OpenGVLab/InternVL3_5-8B-HF)"
+)
+
 _WHY: dict[str, str] = {
+    "internvl_chat": _INTERNVL,
     "llava_llama": _VILA,
     "vila": _VILA,
     "nvila": _VILA,
