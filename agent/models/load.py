@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 
 BUNDLED = {"tiny": "closeup-tiny", "tiny-half": "tiny-half"}
 FAMILIES = {
+    "internvl": "closeup.agent.models.internvl:InternVLAdapter",
     "llava_onevision": "closeup.agent.models.llava_onevision:LlavaOnevisionAdapter",
     "qwen2_5_vl": "closeup.agent.models.qwen2_5_vl:Qwen25VLAdapter",
+    "qwen3_vl": "closeup.agent.models.qwen3_vl:Qwen3VLAdapter",
+    "qwen3_vl_moe": "closeup.agent.models.qwen3_vl:Qwen3VLMoeAdapter",
 }
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -198,6 +201,16 @@ def read_pixel_settings(path: Path) -> dict[str, Any]:
             if isinstance(settings, dict) and "image_mean" in settings:
                 return settings
     raise ModelError(f"{path} has no pixel settings: preprocessor_config.json is missing or names no image_mean")
+
+
+def read_video_settings(path: Path) -> dict[str, Any]:
+    """Settings of a checkpoint's video processor; empty when it has none of its own. Raises `ModelError`."""
+    settings = _read_json(path / "video_preprocessor_config.json", str(path))
+    if settings is None:
+        settings = (_read_json(path / "processor_config.json", str(path)) or {}).get("video_processor", {})
+    if not isinstance(settings, dict):
+        raise ModelError(f"{path}: video_processor in processor_config.json must be an object, got {settings!r}")
+    return settings
 
 
 def _read_json(path: Path, model: str) -> dict[str, Any] | None:

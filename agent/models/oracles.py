@@ -39,14 +39,20 @@ def qwen2_5_vl(
 
 
 def llava_onevision(
-    adapter: Any, ids: torch.Tensor, media: Sequence[Any], frames: Sequence[Any], positions: torch.Tensor
+    adapter: Any,
+    ids: torch.Tensor,
+    media: Sequence[Any],
+    frames: Sequence[Any],
+    positions: torch.Tensor,
+    *,
+    whole: bool = True,
 ) -> torch.Tensor:
-    """The stock forward takes videos of one length alone; where lengths differ, its own two halves are put together."""
+    """The stock forward takes videos of one length alone; for others, or when not `whole`, its halves are joined."""
     model = adapter.model
     pixels = [torch.from_numpy(adapter.pixel_values(clip)).to(model.dtype) for clip in frames]
     if adapter.timestamps == "text":  # every frame is a video
         pixels = [frame for clip in pixels for frame in clip.unsqueeze(1)]
-    if len({len(video) for video in pixels}) == 1:
+    if whole and len({len(video) for video in pixels}) == 1:
         given = {"input_ids": ids[None], "pixel_values_videos": torch.stack(pixels)}
     else:
         embeds = model.get_input_embeddings()(ids[None])
@@ -57,13 +63,47 @@ def llava_onevision(
     return logits
 
 
+def qwen3_vl(
+    adapter: Any, ids: torch.Tensor, media: Sequence[Any], frames: Sequence[Any], positions: torch.Tensor
+) -> torch.Tensor:
+    """The grids are those the stock processor gives: one (t, h, w) per clip, however many blocks it is written in."""
+    videos = {}
+    if frames:
+        grids = [(len(item.grids), *item.grids[0][1:]) for item in media]
+        pixels = torch.from_numpy(np.concatenate([adapter.pixel_values(clip) for clip in frames]))
+        videos = {"pixel_values_videos": pixels.to(adapter.model.dtype), "video_grid_thw": torch.tensor(grids)}
+    logits: torch.Tensor = adapter.model(
+        input_ids=ids[None], position_ids=positions[:, None], use_cache=False, **videos
+    ).logits[0]
+    return logits
+
+
+def internvl(
+    adapter: Any, ids: torch.Tensor, media: Sequence[Any], frames: Sequence[Any], positions: torch.Tensor
+) -> torch.Tensor:
+    tiles = [torch.from_numpy(adapter.pixel_values(clip)).to(adapter.model.dtype) for clip in frames]
+    logits: torch.Tensor = adapter.model(
+        input_ids=ids[None],
+        pixel_values=torch.cat(tiles) if tiles else None,
+        position_ids=positions,
+        use_cache=False,
+    ).logits[0]
+    return logits
+
+
 ORACLES: dict[str, Callable[..., torch.Tensor]] = {
+    "internvl": internvl,
     "llava_onevision": llava_onevision,
     "qwen2_5_vl": qwen2_5_vl,
+    "qwen3_vl": qwen3_vl,
+    "qwen3_vl_moe": qwen3_vl,
 }
 FORMS = [
     ("qwen2_5_vl", "text"),
     ("qwen2_5_vl", "position"),
+    ("internvl", "native"),
     ("llava_onevision", "native"),
     ("llava_onevision", "text"),
+    ("qwen3_vl", "native"),
+    ("qwen3_vl", "text"),
 ]

@@ -38,8 +38,11 @@ _SPLIT = (
 
 
 WRITERS = {
+    "internvl": "closeup.agent.models.testing_internvl:write",
     "llava_onevision": "closeup.agent.models.testing_llava_onevision:write",
     "qwen2_5_vl": "closeup.agent.models.testing:_write_qwen2_5_vl",
+    "qwen3_vl": "closeup.agent.models.testing_qwen3_vl:write_qwen3_vl",
+    "qwen3_vl_moe": "closeup.agent.models.testing_qwen3_vl:write_qwen3_vl_moe",
 }
 
 

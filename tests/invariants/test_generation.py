@@ -102,6 +102,28 @@ def recorded_against_full(adapter, told, index):
     return worst
 
 
+def same_but_for_ties(adapter, told, other, index):
+    """Two records of an episode agree until a draw that fell on the border of two tokens, if there is one.
+
+    A draw is a number in the distribution's sum over the ids in order, so rounding can put it on either side of a
+    border; from then on the episodes say different things. Both are the full forward's all the same.
+    """
+    assert recorded_against_full(adapter, other, index) <= 1e-4
+    for turn, (a, b) in enumerate(zip(told[index], other[index], strict=True)):
+        assert a.prompt_ids == b.prompt_ids and a.extends == b.extends
+        fork = next((k for k, pair in enumerate(zip(a.ids, b.ids, strict=False)) if pair[0] != pair[1]), None)
+        np.testing.assert_allclose(a.logprobs[:fork], b.logprobs[:fork], atol=1e-4)
+        if fork is None:
+            assert a.ids == b.ids and a.text == b.text
+            continue
+        logits, spans, _ = full_forward(adapter, told, index)
+        logits[:, list(adapter.suppressed_ids)] = -torch.inf
+        low, high = sorted((a.ids[fork], b.ids[fork]))
+        between = logits[spans[turn][0] - 1 + fork].float().softmax(-1)[low + 1 : high]
+        assert between.sum() <= 1e-5, f"token {fork} of turn {turn} is {a.ids[fork]} and {b.ids[fork]}, no neighbours"
+        return
+
+
 def test_cached_turns_with_new_frames_equal_one_full_forward(adapter, monkeypatch):
     policy = TransformersPolicy(adapter)
     seen = []
@@ -131,9 +153,8 @@ def test_a_batch_gives_what_each_request_gives_alone(adapter):
     alone = play(TransformersPolicy(adapter), episodes, together=False)
     for i in episodes:
         assert recorded_against_full(adapter, together, i) <= 1e-4
-        for a, b, c in zip(together[i], alone[i], small[i], strict=True):
-            assert a.ids == b.ids == c.ids and a.prompt_ids == b.prompt_ids and a.text == b.text
-            np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-4)
+        same_but_for_ties(adapter, together, alone, i)
+        same_but_for_ties(adapter, together, small, i)
 
 
 def test_long_prefills_in_pieces_change_nothing(adapter, monkeypatch):
@@ -142,9 +163,7 @@ def test_long_prefills_in_pieces_change_nothing(adapter, monkeypatch):
     monkeypatch.setattr(rows_module, "MASK_NUMBERS", 700)
     pieces = play(TransformersPolicy(adapter), [0, 3])
     for i in (0, 3):
-        for a, b in zip(whole[i], pieces[i], strict=True):
-            assert a.ids == b.ids
-            np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-4)
+        same_but_for_ties(adapter, whole, pieces, i)
 
 
 def test_dropped_keys_and_values_are_recomputed_to_the_same_message(adapter):
@@ -152,10 +171,9 @@ def test_dropped_keys_and_values_are_recomputed_to_the_same_message(adapter):
     one_fits = TransformersPolicy(adapter, kv_cache_bytes=200_000)
     expected = play(roomy, [0, 1, 2])
     for tight in (none, one_fits):
-        for i, told in play(tight, [0, 1, 2]).items():
-            for a, b in zip(expected[i], told, strict=True):
-                assert a.ids == b.ids and a.extends == b.extends and a.prompt_ids == b.prompt_ids
-                np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-4)
+        again = play(tight, [0, 1, 2])
+        for i in expected:
+            same_but_for_ties(adapter, expected, again, i)
         assert tight._book.dropped > 0
         assert tight._book.bytes <= tight._book._max_bytes
 
