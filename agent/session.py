@@ -62,6 +62,12 @@ class Session:
         self.geometry = geometry
         self.videos = videos
         self.by_identity = {video.identity: video for video in videos}
+        if len(self.by_identity) < len(videos):
+            twice = next(v for i, v in enumerate(videos) if v.identity in {other.identity for other in videos[:i]})
+            raise ValueError(
+                f"two videos of task {task.id} have one content ({twice.path.name} is the second); clips could not be"
+                " told apart, so give it once"
+            )
         self.overviews = {
             video.identity: preset.overview.clip(video.identity, video.duration, share=len(videos)) for video in videos
         }
@@ -196,14 +202,17 @@ class Session:
                     f"the task's 'seen' names {start:g} s to {end:g} s, and its video is {duration:g} s long; give"
                     " windows inside the video"
                 )
-            clips.append(self._close_look(start, min(end, duration)))
+            clips.append(self._close_look(start, min(end, duration), seen=len(self.task.seen)))
         return tuple(clips)
 
-    def _close_look(self, start: float, end: float) -> Clip:
-        """A window (seconds) of the first video with as many and as large frames as the rules say."""
+    def _close_look(self, start: float, end: float, *, seen: int = 0) -> Clip:
+        """A window (seconds) of the first video with as many and as large frames as the rules say.
+
+        `seen`: it is one of so many that the task opens with.
+        """
         video, overview = self.videos[0], self.preset.overview
-        window = (start, end)
-        return self.preset.rules.close_look(video.identity, video.duration, window, overview.overlay, overview.resizer)
+        drawn, window = (overview.overlay, overview.resizer), (start, end)
+        return self.preset.rules.close_look(video.identity, video.duration, window, *drawn, seen=seen)
 
     def _as_shown(self, overview: Clip) -> Clip:
         """What is shown of an overview: itself, or black frames in its place."""
@@ -274,6 +283,7 @@ class Session:
             timestamps=self.geometry.times or self.preset.timestamps,
             max_steps=self.preset.budget.max_steps,
             max_frames=self.preset.budget.max_frames,
+            overlay=self.preset.overview.overlay,
         )
 
     def _render_question(self) -> str:
@@ -288,4 +298,5 @@ class Session:
             options=options,
             kind=self.task.answer_kind,
             looks=len(self._specs) > 1,
+            videos=len(self.videos),
         )

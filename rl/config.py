@@ -23,7 +23,8 @@ Reading files and command lines is `closeup.rl.configfile`.
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar, Literal, get_type_hints
+from types import UnionType
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 from pydantic import (
@@ -51,11 +52,29 @@ Report = Literal["trackio", "tensorboard", "wandb"]
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, given: Any) -> Any:
+        """pydantic takes `true` for 1, also where a number is meant; a typing mistake is not a learning rate of 1."""
+        for name, value in given.items() if isinstance(given, dict) else ():
+            field = cls.model_fields.get(name)
+            if isinstance(value, bool) and field is not None and bool not in _flat(field.annotation):
+                raise ValueError(f"{name} is no switch, and got {str(value).lower()}")
+        return given
+
     def _idle(self, why: str, *names: str) -> None:
         """Raise `ValueError` when one of these settings was given, which have no effect because of `why`."""
         for name in names:
             if name in self.model_fields_set and getattr(self, name) not in (None, False):
                 raise ValueError(f"{name} has no effect {why}")
+
+
+def _flat(annotation: Any) -> set[Any]:
+    """The types that an annotation allows, unions taken apart; what a Literal allows are the types of its values."""
+    if get_origin(annotation) is Literal:
+        return {type(value) for value in get_args(annotation)}
+    inside = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
+    return set().union(*map(_flat, inside)) if inside else {annotation}
 
 
 class Needles(_Settings):

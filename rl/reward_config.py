@@ -41,7 +41,7 @@ from closeup.agent.preset import Preset
 from closeup.agent.scoring import RewardFn, Scorer
 from closeup.agent.trajectory import Trajectory
 from closeup.rl.reward_registry import BUILTINS, RewardError, is_scorer, load_reward
-from closeup.rl.scorers import Gated, GroupScorer
+from closeup.rl.scorers import Gated, GroupScorer, check_scorers
 
 
 class Stream(BaseModel):
@@ -188,12 +188,14 @@ def build_rewards(
 def check_rewards(config: RewardConfig, *, preset: Preset) -> None:
     """Load every stream and check its options, before there is a policy.
 
-    Scorers of this package are made once, with a policy that is never asked; a user's are not, which may load a model.
+    Scorers of this package are made once, with a policy that is never asked, and a judge is asked whether it works; a
+    user's are not, which may load a model.
 
-    Raises `RewardError` as `build_rewards`, and for a `gated` stream whose other stream is not there before it.
+    Raises `RewardError` as `build_rewards`, for a `gated` stream whose other stream is not there before it, and for a
+    judge that does not answer.
     """
     known: set[str] = set()
-    late = []
+    late, made = [], []
     for stream in config.streams:
         loaded = load_reward(stream.target)
         if is_scorer(loaded):
@@ -203,7 +205,7 @@ def check_rewards(config: RewardConfig, *, preset: Preset) -> None:
             known.add(stream.name)
     for stream, scorer in late:
         if stream.target in BUILTINS:
-            _scorer(stream, scorer, {"policy": ScriptedPolicy(()), "preset": preset})
+            made.append(_scorer(stream, scorer, {"policy": ScriptedPolicy(()), "preset": preset}))
         else:
             _scorer_options(stream, scorer)
         if scorer is Gated and stream.options["of"] not in known:
@@ -212,6 +214,7 @@ def check_rewards(config: RewardConfig, *, preset: Preset) -> None:
                 f" {', '.join(sorted(known)) or 'none'}"
             )
         known.add(stream.name)
+    check_scorers(made)
 
 
 def _function(stream: Stream, function: Callable[..., Any]) -> RewardFn:

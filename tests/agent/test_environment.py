@@ -307,3 +307,11 @@ def test_closing_twice_is_harmless_and_reset_starts_anew(preset: Any, task: Task
         again = env.reset(task)
     assert first.context == again.context
     assert all(isinstance(part, TextPart | ClipPart) for part in again.context[0].content)
+
+
+def test_one_video_given_twice_is_refused_rather_than_merged(
+    make_env: MakeEnv, make_video: Callable[..., Path]
+) -> None:
+    video = make_video(seconds=4)
+    with pytest.raises(ValueError, match="two videos of task .* have one content"):
+        make_env(of=get_preset("default"), tools=BUILTINS).reset(Task(videos=(video, video), question="Which?"))

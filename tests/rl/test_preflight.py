@@ -135,3 +135,24 @@ def test_files_are_looked_at_before_anything_is_generated(tmp_path: Path) -> Non
     config = checked(SFTConfig, raw | {"teacher": {"tasks": {"file": str(tmp_path / "gone.jsonl")}}})
     with pytest.raises(ValueError, match="no task file at"):
         check_files(config)
+
+
+def test_a_judge_that_does_not_answer_is_found_before_the_model_is_loaded() -> None:
+    judge = {
+        "name": "answer",
+        "function": "judge",
+        "options": {"base_url": "http://127.0.0.1:9/v1", "model": "none", "attempts": 1},
+    }
+    with pytest.raises(RewardError, match="the stream 'answer' cannot be scored"):
+        check_rewards(RewardConfig.model_validate({"streams": [judge]}), preset=get_preset("tiny"))
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "max_steps", "num_generations", "loss_type", "delta"])
+def test_a_switch_is_no_number(grpo_settings: Settings, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is no switch, and got true"):
+        checked(GRPOConfig, grpo_settings(**{name: True}))
+
+
+def test_switches_stay_switches(grpo_settings: Settings) -> None:
+    given = checked(GRPOConfig, grpo_settings(gradient_checkpointing=True, use_cpu=True))
+    assert given.gradient_checkpointing is True and given.use_cpu is True
