@@ -205,7 +205,8 @@ def check_rewards(config: RewardConfig, *, preset: Preset) -> None:
             known.add(stream.name)
     for stream, scorer in late:
         if stream.target in BUILTINS:
-            made.append(_scorer(stream, scorer, {"policy": ScriptedPolicy(()), "preset": preset}))
+            one = _scorer(stream, scorer, {"policy": ScriptedPolicy(()), "preset": preset})
+            made.append(_renamed(stream.name, one))
         else:
             _scorer_options(stream, scorer)
         if scorer is Gated and stream.options["of"] not in known:
