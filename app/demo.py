@@ -7,6 +7,7 @@ Invariants
 1. Only the bundled examples, a visitor's own upload, and videos below the `--allow` folders are ever opened.
 2. Whatever a visitor sends is checked here and refused in a sentence (`BadInput`).
 3. Nothing of one visitor reaches another: everything hangs on the session's key.
+4. A film that no session shows any more is held open by nobody: no decoder waits for it, and an upload's space is free.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from closeup.agent.models.load import default_preset
 from closeup.agent.preset import PRESETS, Preset, get_preset
 from closeup.agent.task import LETTERS, Task, load_tasks
 from closeup.agent.trajectory import Trajectory, VideoRecord
+from closeup.app import heap
 from closeup.app.allow import Allowed
 from closeup.app.ask import MAX_QUESTION
 from closeup.app.asking import Memory, Question, Run
@@ -38,7 +40,7 @@ from closeup.app.settings import MB, DemoSettings
 from closeup.app.setup import BUNDLED, open_policy
 from closeup.app.uploads import Uploads
 from closeup.tools.registry import registered_tools
-from closeup.tools.video import Video
+from closeup.tools.video import Video, close_readers
 
 if TYPE_CHECKING:
     from closeup.agent.policies.base import Policy
@@ -181,8 +183,7 @@ class Demo:
     def _show(self, session: Session, film: Film) -> Film:
         with session.lock:
             old, session.film, session.turns = session.film, film, []
-        if old is not None and old.upload:
-            self.uploads.give_back(old.path)
+        self._let_go(old)
         return film
 
     # ---- questions -------------------------------------------------------------------------------------------------
@@ -213,7 +214,7 @@ class Demo:
             turns=session.turns,
             policy=lambda: self.models.policy(question.model),
             max_seconds=self.settings.max_seconds,
-            on_end=lambda run: session.end(run, _turn(run), keep=self.settings.max_turns),
+            on_end=lambda run: self._over(session, run),
         )
         try:
             session.begin(run)
@@ -313,15 +314,30 @@ class Demo:
         )
 
     def _forget(self, session: Session) -> None:
-        film = session.film
-        if film is not None and film.upload:
+        self._let_go(session.film)
+
+    def _let_go(self, film: Film | None) -> None:
+        """A session shows this film no more."""
+        if film is None:
+            return
+        if film.upload:
             self.uploads.give_back(film.path)
+        if not self.sessions.shows(film.path):
+            close_readers(film.path)
+
+    def _over(self, session: Session, run: Run) -> None:
+        """A question has ended, maybe after its session did."""
+        session.end(run, _turn(run), keep=self.settings.max_turns)
+        film = run.question.film
+        if not self.sessions.shows(film.path):  # what read it gave its readers back after the film was let go
+            close_readers(film.path)
 
     def _sweep(self) -> None:
         while not self._closing.wait(20):
             try:
                 self.sessions.sweep()
                 self.uploads.sweep()
+                heap.give_back()
             except Exception:  # the sweeper outlives a bad moment of the disk
                 log.exception("sweeping uploads failed")
 
@@ -379,6 +395,7 @@ def run(settings: DemoSettings) -> int:
     from closeup.extras import require
 
     require("demo", "gradio")
+    heap.few_arenas()
     demo = Demo(settings)
     try:
         demo.models.policy(settings.models[0])  # a model that cannot be loaded is said now, not at the first question

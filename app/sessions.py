@@ -241,6 +241,11 @@ class Sessions:
             films = [session.film for session in self._sessions.values()]
         return next((film for film in films if film is not None and film.token == token), None)
 
+    def shows(self, path: Path) -> bool:
+        """Whether any session's film is the one at this path."""
+        with self._lock:
+            return any(session.film is not None and session.film.path == path for session in self._sessions.values())
+
     def __len__(self) -> int:
         """Sessions there are."""
         with self._lock:

@@ -26,6 +26,7 @@ from closeup.app.demo import Demo
 from closeup.app.guard import MAX_BODY, PictureShelf
 from closeup.app.page import launch
 from closeup.app.settings import DemoSettings
+from closeup.tools import Video
 
 _helpers = runpy.run_path(str(Path(__file__).with_name("slow_policy.py")))
 SlowPolicy, zoom_and_answer = _helpers["SlowPolicy"], _helpers["zoom_and_answer"]
@@ -130,6 +131,56 @@ def test_an_upload_is_asked_about_and_goes_with_its_visitor(served: Served, exam
     assert (found["answer"], found["correct"]) == ("6", None)  # nothing is known of an upload's answer
     served.demo.sessions.drop(client.session_hash)
     assert not list(served.demo.uploads.kept.rglob("*.mp4"))
+
+
+def _open_files(path: Path) -> int:
+    """How often this process has the file open, deleted or not."""
+    links = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
+    return sum(link.removesuffix(" (deleted)") == str(path) for link in links)
+
+
+def _look(path: Path) -> None:
+    """Decode a frame, which leaves a reader open for the next who wants one."""
+    with Video(path) as video:
+        video.frames([1.0], (28, 28))
+    assert _open_files(path) == 1
+
+
+def test_a_film_that_nobody_shows_any_more_is_closed(served: Served, examples: Path) -> None:
+    """A deleted upload that a decoder still has open would keep its disk space, beyond every limit."""
+    one, other = served.client(), served.client()
+    one.predict(handle_file(examples / "digit.mp4"), api_name="/upload")
+    (upload,) = served.demo.uploads.kept.rglob("*.mp4")
+    _look(upload)
+    film = served.demo.pick(one.session_hash, "count.mp4")
+    assert not upload.exists() and not _open_files(upload)
+    served.demo.pick(other.session_hash, "count.mp4")
+    _look(film.path)
+    served.demo.pick(one.session_hash, "digit.mp4")
+    assert _open_files(film.path) == 1  # the other still shows it
+    served.demo.sessions.drop(other.session_hash)
+    assert not _open_files(film.path)
+    served.demo.sessions.drop(one.session_hash)
+
+
+def test_a_film_is_closed_although_its_question_ends_after_its_visitor_left(served: Served) -> None:
+    client = served.client()
+    path = served.demo.pick(client.session_hash, "count.mp4").path
+    job = client.submit(question="for ever?", api_name="/ask")
+    until(lambda: any(state["status"] == "running" for state in job.outputs()))
+    run = served.demo.sessions.get(client.session_hash).run
+    assert run is not None
+    over, seen = run._on_end, []
+
+    def on_end(run: Any) -> None:
+        _look(path)  # whoever reads the film for the question ends after the film was let go
+        over(run)
+        seen.append(_open_files(path))
+
+    run._on_end = on_end
+    served.demo.sessions.drop(client.session_hash)
+    until(lambda: bool(seen))
+    assert seen == [0]
 
 
 @pytest.mark.parametrize(

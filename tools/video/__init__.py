@@ -3,7 +3,7 @@
 Importing this package loads neither torch nor a decoder; the decoder is loaded when the first file is opened.
 """
 
-from closeup.tools.video.cache import cache_stats, clear_caches, set_cache_limits
+from closeup.tools.video.cache import cache_stats, clear_caches, close_readers, set_cache_limits
 from closeup.tools.video.clip import Clip, window_iou
 from closeup.tools.video.errors import (
     BackendMissing,
@@ -38,6 +38,7 @@ __all__ = [
     "VideoNotFound",
     "cache_stats",
     "clear_caches",
+    "close_readers",
     "probe",
     "set_cache_limits",
     "window_iou",

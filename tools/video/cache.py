@@ -24,6 +24,8 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from closeup.tools.video.localfile import FileStamp
+
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
@@ -174,6 +176,15 @@ class ReaderPool:
         for old in closing:
             old.close()
 
+    def drop(self, belongs: Callable[[Hashable], bool]) -> None:
+        """Close the idle readers whose key `belongs`."""
+        with self._lock:
+            gone = [ticket for ticket, (key, _, _) in self._idle.items() if belongs(key)]
+            closing = [self._idle.pop(ticket) for ticket in gone]
+            self._bytes -= sum(size for _, _, size in closing)
+        for _, reader, _ in closing:
+            reader.close()
+
     def clear(self) -> None:
         """Close every idle reader."""
         before = self._limit
@@ -262,6 +273,19 @@ def set_cache_limits(
         knowledge.limit(knowledge_bytes)
     if readers_bytes is not None:
         readers.limit(readers_bytes)
+
+
+def close_readers(path: str | os.PathLike[str]) -> None:
+    """Close the idle readers of the file at `path`: an open file keeps its disk space when it is deleted.
+
+    Readers that are in use are kept when their users have done with them; frames that are known stay known.
+    """
+    place = os.path.realpath(path)
+
+    def belongs(key: Hashable) -> bool:
+        return isinstance(key, tuple) and any(isinstance(p, FileStamp) and p.path == place for p in key)
+
+    readers.drop(belongs)
 
 
 def clear_caches() -> None:
