@@ -105,6 +105,9 @@ def evaluate(
     batch: Annotated[int, typer.Option("--batch", min=1, max=256, help="Episodes that run together.")] = 16,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the sampling.")] = 0,
+    feature_cache: Annotated[
+        Path | None, typer.Option("--feature-cache", help="Folder of vision features: see closeup cache build.")
+    ] = None,
 ) -> None:
     """Accuracy, zoom hits, steps and tokens on a task file; stop it and run it again to go on."""
     from closeup.app.evaluate import EvalOptions, run
@@ -123,6 +126,7 @@ def evaluate(
                 batch=batch,
                 as_json=as_json,
                 seed=seed,
+                feature_cache=feature_cache,
             )
         )
     )

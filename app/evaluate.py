@@ -32,6 +32,7 @@ class EvalOptions:
     batch: int = 16
     as_json: bool = False
     seed: int = 0
+    feature_cache: Path | None = None
 
 
 def run(options: EvalOptions) -> int:
@@ -55,7 +56,10 @@ def run(options: EvalOptions) -> int:
         raise BadInput(f"--out takes a folder, and {out} is a file; give e.g. {out.parent / 'results'}")
     from closeup.rl.evaluate import evaluate
 
-    policy = open_policy(options.model, preset)
+    if options.feature_cache is not None and options.feature_cache.exists() and not options.feature_cache.is_dir():
+        raise BadInput(f"--feature-cache takes a folder, and {options.feature_cache} is a file; see: closeup cache")
+    kept = {} if options.feature_cache is None else {"feature_cache": options.feature_cache}
+    policy = open_policy(options.model, preset, **kept)
     with bar("eval", len(tasks)) as advance:
         summary, _ = evaluate(
             tasks,

@@ -16,6 +16,8 @@ from closeup.app.errors import BadInput
 from closeup.tools.registry import registered_tools
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from closeup.agent.policies.base import Policy
 
 BUNDLED = ("tiny", "tiny-half")
@@ -56,8 +58,11 @@ def _tool_names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*names, "answer"]))
 
 
-def open_policy(model: str, preset: Preset) -> Policy:
-    """Load the model. Raises `ModelError` (a sentence) when there is none to load."""
+def open_policy(model: str, preset: Preset, *, feature_cache: Path | None = None) -> Policy:
+    """Load the model, with a cache of vision features on disk where one is named (`closeup cache build` fills one).
+
+    Raises `ModelError` (a sentence) when there is none to load, `CacheError` for a cache that cannot be used.
+    """
     # Threads that wait by spinning starve each other on a busy machine: generation was 20 times slower there.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -68,4 +73,4 @@ def open_policy(model: str, preset: Preset) -> Policy:
     logging.disable_progress_bar()
     from closeup.agent.policies.transformers_policy import TransformersPolicy
 
-    return TransformersPolicy(model, timestamps=preset.timestamps)
+    return TransformersPolicy(model, timestamps=preset.timestamps, feature_cache_dir=feature_cache)

@@ -94,6 +94,22 @@ def test_an_episode_on_a_warm_cache_is_the_same_and_decodes_no_overview(
                 assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
 
 
+def test_an_evaluation_takes_what_is_kept(cli: Any, tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = tasks.parent / "kept"
+    plain = cli("eval", tasks, "--out", tasks.parent / "plain", "--json")
+    assert cli("eval", tasks, "--out", tasks.parent / "x", "--feature-cache", tasks).code == 2
+    built(cli, tasks)
+    clear_caches()
+    loaded: list[Any] = []
+    get = FeatureCache.get
+    monkeypatch.setattr(FeatureCache, "get", lambda *args, **more: loaded.append(get(*args, **more)) or loaded[-1])
+    cached = cli("eval", tasks, "--out", tasks.parent / "cached", "--json", "--feature-cache", kept)
+    assert (plain.code, cached.code) == (0, 0)
+    assert sum(found is not None for found in loaded) >= 2, "the overviews"
+    same = [{k: v for k, v in json.loads(ran.out)["overall"].items() if k != "seconds"} for ran in (plain, cached)]
+    assert same[0] == same[1]
+
+
 def test_what_cannot_be_had_is_named(cli: Any, tasks: Path) -> None:
     rows = [json.loads(line) for line in tasks.read_text(encoding="utf-8").splitlines()]
     rows[0]["evidence"] = [[1, 60]]
