@@ -79,11 +79,12 @@ class LlavaOnevisionAdapter(ChatMLAdapter):
         self._table = pixel_table(
             settings["image_mean"], settings["image_std"], settings.get("rescale_factor", 1 / 255)
         )
-        how = hashlib.blake2b(f"{self.family} 1:{side}:{self.timestamps == 'text'}:".encode(), digest_size=8)
+        each = self.timestamps == "text"  # a newline per frame instead of one per clip
+        chosen = f"{config.vision_feature_layer}:{config.vision_feature_select_strategy}:{config.projector_hidden_act}"
+        how = hashlib.blake2b(f"{self.family} 1:{side}:{each}:{chosen}:".encode(), digest_size=8)
         how.update(self._table.tobytes())
         self.processor_digest = how.hexdigest()
         pooled = math.ceil(side // patch / 2)
-        each = self.timestamps == "text"  # a newline per frame instead of one per clip
         self.geometry = VisionGeometry(
             patch=patch,
             temporal=1,
