@@ -1,8 +1,8 @@
 """InternVL3 and InternVL3.5 in Hugging Face format (`InternVLForConditionalGeneration`): ChatML, square tiles, numbers.
 
 A frame is a block `<img>`, one `<IMG_CONTEXT>` per feature, `</img>`. How a clip is written depends on `timestamps`:
-- "numbers", the stock form: `Frame1: <img>…</img>`, a newline, `Frame2: <img>…</img>`, …, counted anew in each clip. The
-  stock processor joins frames by newlines and its template writes one more after a video; the model card writes
+- "numbers", the stock form: `Frame1: <img>…</img>`, a newline, `Frame2: <img>…</img>`, …, counted anew in each clip.
+  The stock processor joins frames by newlines and its template writes one more after a video; the model card writes
   `Frame1: <image>` and a newline for each frame. Both are one string, as long as a newline follows the clip: the
   dialects write it, so it is no part of the clip here;
 - "text": each frame after its time, `12s<img>…</img>`, without numbers and newlines, as other families write it.
