@@ -106,7 +106,8 @@ class Page:
     @staticmethod
     def complaint(error: BaseException) -> str:
         """A sentence where the answer would be."""
-        return f'<div class="cu"><p class="cud-alert" role="alert">{html.escape(sentence(error))}</p></div>'
+        text = html.escape(capital(sentence(error)))
+        return f'<div class="cu"><p class="cud-alert" role="alert">{text}</p></div>'
 
 
 HEADER = (
@@ -118,6 +119,12 @@ WELCOME = (
     " close-ups of the seconds that matter. Every thought, every look and every cost appears here while it"
     " happens.</p></div>"
 )
+
+
+def capital(text: str) -> str:
+    """A sentence as it stands alone: its first word with a capital, unless that is a name (film.mp4, --allow, 'x')."""
+    first = text.split(" ", 1)[0].rstrip(",:;")
+    return text[:1].upper() + text[1:] if first.isalpha() and first.islower() else text
 
 
 def build(demo: Demo) -> "gr.Blocks":

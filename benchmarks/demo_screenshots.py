@@ -102,9 +102,13 @@ def settle(page: Any, state: str, size: str) -> None:
         " || r.top > innerHeight || r.bottom < 0 || r.left > innerWidth || r.right < 0; })"
     )
     page.wait_for_timeout(900)
-    if state != "asking" and size != "desktop":
+    if state == "error":  # with the controls above it: the sentence alone says little
+        page.locator(".cud-alert").evaluate("e => e.scrollIntoView({block: 'end', behavior: 'instant'})")
+        page.evaluate("() => scrollBy({top: 32, behavior: 'instant'})")
+        page.wait_for_timeout(500)
+    elif state != "asking" and size != "desktop":
         target = "#cud-view .cu-steps" if state == "done" and size == "phone" else "#cud-view"
-        if page.locator(target).count() and (state, size) != ("error", "tablet"):
+        if page.locator(target).count():
             page.evaluate(
                 "(t) => document.querySelector(t).scrollIntoView({block: 'start', behavior: 'instant'})", target
             )

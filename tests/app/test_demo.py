@@ -382,6 +382,21 @@ def test_what_is_too_large_is_refused(served: Served) -> None:
     assert served.demo.uploads.bytes() < 4_000_000
 
 
+def test_a_complaint_begins_with_a_capital_where_a_word_begins_it() -> None:
+    from closeup.app.errors import BadInput
+    from closeup.app.page import Page
+
+    for said, shown in (
+        ("there is no video yet; upload one", "There is no video yet; upload one"),
+        ("film.mp4 lasts 130 minutes", "film.mp4 lasts 130 minutes"),
+        ("'x.mp4' is not there", "&#x27;x.mp4&#x27; is not there"),
+        ("--max-disk-mb is too low", "--max-disk-mb is too low"),
+        ("éclair, they said", "Éclair, they said"),
+        ("", ""),
+    ):
+        assert f">{shown}</p>" in Page.complaint(BadInput(said))
+
+
 def test_markup_is_shown_as_text(served: Served) -> None:
     from closeup.app.demo import Wish
     from closeup.app.page import Page
