@@ -13,9 +13,9 @@ Invariants
 1. The levels of a text token are zeros, and adding zero is exact: which tokens are visual need not be told.
 2. Positions are three rows. (Four would name a row of text positions, which transformers searches for packed rows.)
 
-Departure from transformers 5.12 to 5.23: around the blocks of a clip their processor leaves the outer pair of
-`<|vision_start|>` and `<|vision_end|>` that the chat template wrote for its placeholder. The processor the model was
-published with (4.57) and vLLM replace that pair along with the placeholder, and so the clip is written here.
+Departure from transformers 5.10 to 5.23 (and vLLM with them): their processor replaces the chat template's
+`<|video_pad|>` alone and so leaves a second `<|vision_start|>` before a clip's first time and a second `<|vision_end|>`
+behind its last block. The processor the models were published with (4.57) replaced the template's whole block; so do we.
 """
 
 from __future__ import annotations

@@ -128,10 +128,10 @@ def _write_qwen2_5_vl(folder: Path, *, seed: int, vision: Mapping[str, Any], tex
     (folder / "preprocessor_config.json").write_text(json.dumps(pixels, indent=2) + "\n", encoding="utf-8")
 
 
-def random_tokenizer(special: Sequence[str] = SPECIAL, **settings: Any) -> Any:
+def random_tokenizer(special: Sequence[str] = SPECIAL, *, words: str = "", **settings: Any) -> Any:
     """A byte-level tokenizer with a family's control tokens and the dialects' tags.
 
-    `settings` go to `PreTrainedTokenizerFast`.
+    `words`: more text it learns its merges from. `settings` go to `PreTrainedTokenizerFast`.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -146,7 +146,7 @@ def random_tokenizer(special: Sequence[str] = SPECIAL, **settings: Any) -> Any:
     )
     core.decoder = decoders.ByteLevel()
     core.train_from_iterator(
-        [_WORDS] * 4,
+        [_WORDS + words] * 4,
         trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False),
     )
     core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])

@@ -29,7 +29,7 @@ TEXT: dict[str, Any] = {
     "bos_token_id": None,
 }
 VISION: dict[str, Any] = {
-    "depth": 3,
+    "depth": 2,
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_heads": 2,
@@ -60,7 +60,7 @@ def _write(
 ) -> None:
     import torch
 
-    tokenizer = random_tokenizer()
+    tokenizer = random_tokenizer(words=" seconds" * 4)  # a time is six tokens
     ids = tokenizer.get_vocab()
     named = {
         "vocab_size": (len(ids) + 63) // 64 * 64,
