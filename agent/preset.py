@@ -1,120 +1,44 @@
-"""`Preset`: one name for a dialect, a prompt set, an overview, budgets and tool rules, as recorded in every trajectory.
+"""The presets by name: published protocols with their numbers, each with the source it was read from.
 
-The numbers of a preset are data, not code: unreported frame and pixel settings are why results in this field do not
-reproduce, so whatever was really used is written beside every answer.
+What a preset can say is `closeup.agent.preset_model`; docs/presets.md is the same table for people. Where two sources
+of a number differ the published code counts: it made the published results. What could not be verified says so.
+
+Sources: LOVE-R1's code (HumanMLLM/LOVE-R1 @ 07564aa: `model_sample_frame.py`, `sft_video.py`, `grpo_trainer.py`,
+`get_hard_example_cgbench.py`); Long-RL's code; Video-R1's README and `eval_bench.py` (copies in public forks: the
+project's own later versions could not be read); LongVT's `single_inference.py`, `run_eval.sh` and `mcp_server.py`
+(EvolvingLMMs-Lab/LongVT @ 56ee7aa); InternVL3's model card (its `load_video`, in many public copies).
 """
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 
 from closeup.agent.budget import Budget
-from closeup.tools.rules import ToolRules
-from closeup.tools.video.clip import SWSCALE, Clip, Resizer
+from closeup.agent.preset_model import OverviewRule, Preset
+from closeup.tools.rules import ANY_LENGTH, ToolRules
+
+__all__ = ["PRESETS", "OverviewRule", "Preset", "PresetError", "get_preset"]
+
+PATCH = 28 * 28
+"""Pixels of one patch in the papers' words: two by two of Qwen2-VL's patches, one token of a frame pair."""
 
 
 class PresetError(ValueError):
     """A preset that does not exist or cannot be read."""
 
 
-class OverviewRule(BaseModel):
-    """The dense low-resolution skim an episode opens with.
-
-    Attributes:
-        fps: frames per second, as long as they fit `max_frames`; else as many as fit, evenly.
-        num_frames: this many frames from the first to the last instant, whatever the duration, instead of `fps`; all
-            videos together.
-        max_frames: most frames of the overview, all videos together.
-        whole_seconds: choose the spacing so that every second frame falls on a whole second (readable time labels):
-            pairs every `ceil(2 T / max_frames)` seconds.
-        pixels: area of one frame in pixels.
-        short_seconds: a video shorter than this has frames of `short_factor` times the area; 0: none has.
-        mode: "exact" or "keyframe".
-        overlay: drawing put on every frame.
-        resizer: how frames get their size, here and in every clip of a tool: "bicubic" as the families' stock
-            processors do it, "swscale-bilinear" the cheaper default (docs/video.md).
-        show: "frames", or "blank": black frames at the same times, or "nothing". Closer looks are measured against the
-            overview all the same. (To ask what a model knows without having seen the overview.)
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    fps: float = Field(default=2.0, gt=0)
-    num_frames: int | None = Field(default=None, ge=1)
-    max_frames: int = Field(default=768, ge=1)
-    whole_seconds: bool = False
-    pixels: int = Field(default=32 * 28 * 28, gt=0)
-    short_seconds: float = Field(default=0.0, ge=0)
-    short_factor: float = Field(default=2.0, ge=1)
-    mode: Literal["exact", "keyframe"] = "exact"
-    overlay: Literal["seconds"] | None = None
-    resizer: Resizer = SWSCALE
-    show: Literal["frames", "blank", "nothing"] = "frames"
-
-    @model_validator(mode="after")
-    def _consistent(self) -> OverviewRule:
-        if self.num_frames is not None and self.whole_seconds:
-            raise ValueError("whole_seconds chooses the spacing and num_frames the number of frames: give one of them")
-        if self.num_frames is not None and self.num_frames > self.max_frames:
-            raise ValueError(f"num_frames ({self.num_frames}) is above max_frames ({self.max_frames})")
-        return self
-
-    def clip(self, video: str, duration: float, *, share: int = 1) -> Clip:
-        """The overview of a video of `duration` seconds, when `share` videos divide the frames."""
-        frames = max(1, (self.num_frames or self.max_frames) // share)
-        fps: float | None = self.fps
-        if self.whole_seconds:
-            fps = 2.0 / max(1, math.ceil(2 * duration / frames - 1e-6))
-        if self.num_frames is not None:
-            fps = None
-        short = duration < self.short_seconds
-        return Clip(
-            video=video,
-            start=0.0,
-            end=duration,
-            num_frames=frames if fps is None else None,
-            fps=fps,
-            max_frames=frames,
-            mode=self.mode,
-            pixels=round(self.pixels * self.short_factor) if short else self.pixels,
-            overlay=self.overlay,
-            resizer=self.resizer,
-        )
-
-
-class Preset(BaseModel):
-    """Everything that shapes an episode besides the task and the model's weights.
-
-    Attributes:
-        dialect: name of the dialect; prompts: name of the prompt set (a folder of `closeup.prompts`).
-        timestamps: how a frame's time reaches the model: "text" before each frame pair, or "position" (encoded in
-            M-RoPE).
-        tools: names of the tools in force; None = every registered tool.
-        after_fault: what follows a message that could not be carried out. "tell": the model is told and goes on;
-            "answer": the next message is the forced answer; "look_and_answer": the same, and when nothing was watched
-            closely yet the whole first video is shown closely before it; "end": the episode ends.
-        last_message: how the last of `budget.max_steps` messages is. "prefixed": only an answer is taken, and the
-            dialect's prefix begins it; "asked": only an answer is taken; "free": like any other, and the episode is
-            truncated when it is no answer.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    dialect: str = "hermes"
-    prompts: str = "default"
-    timestamps: Literal["text", "position"] = "text"
-    overview: OverviewRule = OverviewRule()
-    budget: Budget = Budget()
-    rules: ToolRules = ToolRules()
-    tools: tuple[str, ...] | None = None
-    temperature: float = Field(default=0.0, ge=0)
-    after_fault: Literal["tell", "answer", "look_and_answer", "end"] = "tell"
-    last_message: Literal["prefixed", "asked", "free"] = "prefixed"
+def _but(preset: Preset, name: str, **changes: Any) -> Preset:
+    """`preset` under another name with changed fields; a dictionary changes fields of the field."""
+    fields: dict[str, Any] = {"name": name}
+    for field, value in changes.items():
+        old = getattr(preset, field)
+        fields[field] = value
+        if isinstance(value, dict) and isinstance(old, BaseModel):
+            fields[field] = type(old).model_validate({**dict(old), **value})
+    return preset.model_copy(update=fields)
 
 
 _TINY = Preset(
@@ -134,38 +58,69 @@ _TINY = Preset(
     tools=("zoom_clip", "resample_frames", "answer"),
 )
 
-# LOVE-R1 (arXiv 2509.24786): "fast" is the overview, "slow" a close look, N patches of 28 x 28 pixels per frame. The
-# numbers are its code's. Two looks of 32 frames beside 768 frames of overview are 12,288 + 2 x 4,096 visual tokens; the
-# 16,384 that its tables name are the overview and one of them.
+# LOVE-R1 (arXiv 2509.24786): "fast" is the overview, "slow" a close look, N patches of 28 x 28 pixels per frame, both
+# `linspace(first, last, min(int(2 T), most))`, resized by bicubic after the seconds were drawn. Greedy in effect there
+# (top-k 1). Its context of 16,384 is 768 / 2 * 32 + 32 / 2 * 256: the overview and one look. Its code shows a second
+# one beside them when the model asks for it, and so does `love_r1` (20,480); `love_r1-16k` refuses what would not fit.
 _LOVE_R1 = Preset(
     name="love_r1",
     dialect="love_r1",
     prompts="love_r1",
-    timestamps="position",
-    overview=OverviewRule(fps=2.0, max_frames=768, pixels=32 * 28 * 28, short_seconds=60, overlay="seconds"),
+    overview=OverviewRule(
+        fps=2.0,
+        max_frames=768,
+        placement="ends",
+        pixels=32 * PATCH,
+        short_seconds=60,
+        overlay="seconds",
+        resizer="bicubic",
+    ),
     budget=Budget(max_steps=3, max_frames=768 + 2 * 32, max_visual_tokens=20_480, max_new_tokens=2048),
     rules=ToolRules.love_r1_evaluation(),
     tools=("zoom_clip", "answer"),
     after_fault="look_and_answer",
 )
-_LOVE_R1_GRPO = _LOVE_R1.model_copy(
-    update={
-        "name": "love_r1-grpo",
-        "budget": Budget(max_steps=2, max_frames=768 + 4 * 16, max_visual_tokens=20_480, max_new_tokens=512),
-        "rules": ToolRules.love_r1(),
-        "temperature": 0.9,
-        "after_fault": "end",
-        "last_message": "free",
-    }
+_LOVE_R1_GRPO = _but(
+    _LOVE_R1,
+    "love_r1-grpo",
+    budget=Budget(max_steps=2, max_frames=768 + 4 * 16, max_visual_tokens=20_480, max_new_tokens=512),
+    rules=ToolRules.love_r1(),
+    temperature=0.9,
+    after_fault="end",
+    last_message="free",
+)
+# Fine-tuning shows what a row says was watched: one window in 32 frames, two in 24 each, more in 16 (stage 2). Stage 1
+# draws its windows (`closeup.rl.data.template`): one in 32 frames, more in 16. Only the overview's area is doubled,
+# below 120 s. An episode is one message.
+_LOVE_R1_SFT = _but(
+    _LOVE_R1,
+    "love_r1-sft",
+    overview={"short_seconds": 120.0},
+    rules=ToolRules.love_r1().model_copy(update={"zoom_frames": 32, "seen_frames": (32, 24, 16)}),
+    budget={"max_steps": 1, "max_frames": 1024, "max_visual_tokens": 32_768, "max_context_tokens": 49_152},
+    after_fault="end",
+    last_message="free",
+)
+# Mining of hard examples asks once, at temperature 1, over frames without seconds drawn on them. Its close looks of 8
+# (16 beside others) frames are planned in its code and never shown: the one message is the zoom that is judged.
+_LOVE_R1_MINING = _but(
+    _LOVE_R1,
+    "love_r1-mining",
+    overview={"max_frames": 620, "overlay": None},
+    rules={"zoom_frames": 8, "seen_frames": (8, 16)},
+    budget={"max_steps": 1, "max_new_tokens": 1536},
+    temperature=1.0,
+    after_fault="end",
+    last_message="free",
 )
 
-# LongVILA-R1 (arXiv 2507.07966): one turn over 512 evenly spread frames; 257 tokens a frame in its own tower.
+# LongVILA-R1 (arXiv 2507.07966): one turn over 512 evenly spread frames; 257 tokens a frame in its own tower. Its
+# command line takes frames per second, or 0 and a number of frames, up to 8,192; 64 tokens a frame of 128 patches here.
 _LONGVILA_R1 = Preset(
     name="longvila_r1",
     dialect="think_answer",
     prompts="longvila_r1",
-    timestamps="position",
-    overview=OverviewRule(num_frames=512, max_frames=8192, pixels=128 * 28 * 28),
+    overview=OverviewRule(num_frames=512, max_frames=8192, pixels=128 * PATCH),
     budget=Budget(
         max_steps=1,
         max_frames=8192,
@@ -175,33 +130,104 @@ _LONGVILA_R1 = Preset(
     ),
     tools=("answer",),
 )
+_LONGVILA_R1_FPS = _but(
+    _LONGVILA_R1,
+    "longvila_r1-fps",
+    overview=OverviewRule(fps=2.0, max_frames=8192, pixels=128 * PATCH),  # 2: its script that caches embeddings
+    budget={"max_visual_tokens": 8192 * 64, "max_context_tokens": 8192 * 68 + 2 * 2048},
+)
+
+# Video-R1 (arXiv 2503.21776): trained on at most 16 frames of at most 128 patches, evaluated on at most 16, 32 or 64 of
+# 256 (README), sampled by qwen-vl-utils: 2 a second, spread from the first to the last. Temperature 0.01 and top-p
+# 0.001 there are greedy here. 1,024 new tokens: `eval_bench.py`. What its training samples with is TRL's default,
+# unverified.
+_VIDEO_R1 = Preset(
+    name="video_r1",
+    dialect="think_answer",
+    prompts="video_r1",
+    overview=OverviewRule(fps=2.0, max_frames=64, placement="ends", pixels=256 * PATCH, resizer="bicubic"),
+    budget=Budget(
+        max_steps=1, max_frames=64, max_visual_tokens=64 // 2 * 256, max_context_tokens=16_384, max_new_tokens=1024
+    ),
+    tools=("answer",),
+)
+
+# LongVT (arXiv 2511.20785): an overview of 1 frame a second, 768 at most (`run_eval.sh`; 512 in `single_inference.py`),
+# each of at most 224 x 224 pixels; `crop_video` shows a window at 1 frame a second, 128 at most, as large; five rounds
+# of calls and one message more; greedy, 4,096 tokens a message. It gives every frame as an image of its own, 64 tokens
+# each; here frames are pairs of a video.
+_LONGVT = Preset(
+    name="longvt",
+    dialect="crop_video",
+    prompts="longvt",
+    overview=OverviewRule(fps=1.0, max_frames=768, placement="ends", pixels=224 * 224, resizer="bicubic"),
+    budget=Budget(
+        max_steps=6,
+        max_frames=768 + 5 * 128,
+        max_visual_tokens=(768 + 5 * 128) // 2 * 64,
+        max_context_tokens=98_304,
+        max_new_tokens=4096,
+    ),
+    rules=ToolRules(
+        min_seconds=0,
+        max_seconds=ANY_LENGTH,
+        max_fraction=1,
+        max_overlap=1,
+        past_end_seconds=ANY_LENGTH,  # its script cuts such a window at the video's end (its server refuses it)
+        zoom_frames=128,
+        zoom_fps=1.0,
+        zoom_placement="ends",
+        zoom_pixels=224 * 224,
+    ),
+    tools=("zoom_clip", "answer"),
+    last_message="free",
+)
+
+# InternVL3 (model card; LongVPO's is the same): the centres of 8 equal segments of the video, or of a `bound` in it,
+# one 448 x 448 tile each (`max_num=1`), named Frame1, Frame2, … by the family's adapter; the whole message is the
+# answer, and a second question keeps the first round. It samples (`do_sample=True`). LongVPO's number of frames is not
+# published: 128 is this project's.
+_INTERNVL3 = Preset(
+    name="internvl3",
+    dialect="plain_answer",
+    prompts="internvl3",
+    overview=OverviewRule(num_frames=8, max_frames=8192, placement="centre", pixels=448 * 448, resizer="bicubic"),
+    budget=Budget(
+        max_steps=1, max_frames=8192, max_visual_tokens=32_768, max_context_tokens=40_960, max_new_tokens=1024
+    ),
+    tools=("answer",),
+    temperature=1.0,
+)
 
 _ALL = (
-    Preset(name="default", timestamps="position"),
+    Preset(name="default"),
+    Preset(name="openai", dialect="openai", prompts="openai", last_message="asked"),
     _TINY,
-    _TINY.model_copy(update={"name": "tiny-direct", "tools": ("answer",)}),
+    _but(_TINY, "tiny-direct", tools=("answer",)),
     _LOVE_R1,
-    _LOVE_R1.model_copy(
-        update={
-            "name": "love_r1-mlvu",
-            "overview": _LOVE_R1.overview.model_copy(update={"max_frames": 384, "pixels": 64 * 28 * 28}),
-        }
+    _but(_LOVE_R1, "love_r1-16k", budget={"max_visual_tokens": 16_384}),
+    _but(_LOVE_R1, "love_r1-mlvu", overview={"max_frames": 384, "pixels": 64 * PATCH}),
+    _but(
+        _LOVE_R1,
+        "love_r1-longvideobench",
+        rules=ToolRules.love_r1_evaluation(zoom_frames=16, widen_to_seconds=0),
     ),
-    _LOVE_R1.model_copy(
-        update={
-            "name": "love_r1-longvideobench",
-            "rules": ToolRules.love_r1_evaluation(zoom_frames=16, widen_to_seconds=0),
-        }
-    ),
+    _but(_LOVE_R1_SFT, "love_r1-template", rules={"seen_frames": (32, 16)}),
+    _LOVE_R1_SFT,
     _LOVE_R1_GRPO,
-    _LOVE_R1_GRPO.model_copy(
-        update={
-            "name": "love_r1-grpo-grounding",  # one zoom, begun for the model with `love_r1.ZOOM_PREFIX`
-            "budget": _LOVE_R1_GRPO.budget.model_copy(update={"max_steps": 1}),
-        }
-    ),
+    # one zoom, begun for the model with `love_r1.ZOOM_PREFIX`
+    _but(_LOVE_R1_GRPO, "love_r1-grpo-grounding", budget={"max_steps": 1}),
+    _LOVE_R1_MINING,
     _LONGVILA_R1,
-    _LONGVILA_R1.model_copy(update={"name": "longvila_r1-direct", "prompts": "longvila_r1_direct"}),
+    _but(_LONGVILA_R1, "longvila_r1-direct", prompts="longvila_r1_direct"),
+    _LONGVILA_R1_FPS,
+    _VIDEO_R1,
+    _but(_VIDEO_R1, "video_r1-32", overview={"max_frames": 32}),
+    _but(_VIDEO_R1, "video_r1-16", overview={"max_frames": 16}),
+    _but(_VIDEO_R1, "video_r1-train", overview={"max_frames": 16, "pixels": 128 * PATCH}, temperature=1.0),
+    _LONGVT,
+    _INTERNVL3,
+    _but(_INTERNVL3, "longvpo", overview={"num_frames": 128}),
 )
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in _ALL}
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from closeup.tools.video.clip import SWSCALE, Clip, Resizer
-from closeup.tools.video.sampling import frame_count
+from closeup.tools.video.sampling import Placement, frame_count
 
 ANY_LENGTH = 1e9
 """Seconds no video lasts: as `max_seconds`, no limit."""
@@ -23,10 +24,15 @@ class ToolRules(BaseModel):
         past_end_seconds: how far past the video's end a window may reach; it is cut at the end. More is refused.
         zoom_frames: frames of a close look; `zoom_pixels` the area of each (pixels).
         zoom_fps: frames per second of a close look, at most `zoom_frames` of them; 0: always `zoom_frames`.
+        zoom_placement: where in its window the frames of a close look lie (`Clip.placement`). With "left" a begun frame
+            counts, with "ends" and "centre" only whole ones.
+        seen_frames: most frames of each window that a task was watched in before, when there is one such window, when
+            there are two, …; the last number holds for more. (): `zoom_frames`.
         short_seconds: a close look at a video shorter than this has frames of `short_factor` times the area; 0: none
             has.
         widen_seconds: a window is widened by this on either side, inside the video.
-        widen_to_seconds, widen_to_fraction: and then to the smaller of these many seconds and this share of the video.
+        widen_to_seconds, widen_to_fraction: and then, around its middle, to the smaller of these many seconds and this
+            share of the video; at an edge of the video it stays shorter.
         resample_max_frames: most frames one resample may ask for; `skim_pixels` the area of each (pixels).
         tool_seconds: wall time one tool call may take, in seconds.
     """
@@ -41,6 +47,8 @@ class ToolRules(BaseModel):
     zoom_frames: int = Field(default=16, ge=1)
     zoom_pixels: int = Field(default=256 * 28 * 28, gt=0)
     zoom_fps: float = Field(default=0.0, ge=0)
+    zoom_placement: Placement = "left"
+    seen_frames: tuple[int, ...] = ()
     short_seconds: float = Field(default=0.0, ge=0)
     short_factor: float = Field(default=2.0, ge=1)
     widen_seconds: float = Field(default=0.0, ge=0)
@@ -56,6 +64,8 @@ class ToolRules(BaseModel):
             raise ValueError(
                 f"max_seconds ({self.max_seconds:g}) is below min_seconds ({self.min_seconds:g}): no window is allowed"
             )
+        if any(frames < 1 for frames in self.seen_frames):
+            raise ValueError(f"seen_frames are numbers of frames from 1 on, got {list(self.seen_frames)}")
         return self
 
     def window_seconds(self, duration: float) -> tuple[float, float]:
@@ -69,21 +79,25 @@ class ToolRules(BaseModel):
     def widened(self, start: float, end: float, duration: float) -> tuple[float, float]:
         """A window (seconds) as it is shown: widened on both sides, then to the least length; inside the video.
 
-        A window at an edge of the video grows on its other side, so that the least length is reached where the video
-        has it.
+        Both steps are LOVE-R1's at evaluation, to the second: a video ends at its last whole second, what is widened to
+        the least length begins and ends on whole seconds, and at an edge of the video it is cut, not moved.
         """
-        start, end = max(0.0, start - self.widen_seconds), min(duration, end + self.widen_seconds)
+        if self.widen_seconds:
+            start = max(0.0, start - self.widen_seconds)
+            end = max(end, min(float(math.floor(duration)), end + self.widen_seconds))
         length = min(self.widen_to_seconds, self.widen_to_fraction * duration)
         if end - start < length:
-            start = min(max(0.0, (start + end - length) / 2), duration - length)
-            end = start + length
+            middle = (start + end) / 2
+            start = float(math.floor(max(0.0, middle - length / 2)))
+            end = max(end, float(math.floor(min(duration, middle + length / 2))))
         return start, end
 
-    def frames_of(self, seconds: float) -> int:
-        """How many frames a close look of this length has."""
+    def frames_of(self, seconds: float, *, seen: int = 0) -> int:
+        """How many frames a close look of this length has; `seen`: it is one of so many that a task opens with."""
+        most = self.seen_frames[min(seen, len(self.seen_frames)) - 1] if seen and self.seen_frames else self.zoom_frames
         if not self.zoom_fps:
-            return self.zoom_frames
-        return frame_count(seconds, self.zoom_fps, max_frames=self.zoom_frames)
+            return most
+        return frame_count(seconds, self.zoom_fps, max_frames=most, whole=self.zoom_placement != "left")
 
     def pixels_of(self, duration: float) -> int:
         """The area of a close look's frames (pixels) in a video of `duration` seconds."""
@@ -96,15 +110,20 @@ class ToolRules(BaseModel):
         window: tuple[float, float],
         overlay: Literal["seconds", "blank"] | None,
         resizer: Resizer = SWSCALE,
+        *,
+        seen: int = 0,
     ) -> Clip:
-        """A window (seconds) of a video of `duration` seconds, with as many and as large frames as these rules say."""
+        """A window (seconds) of a video of `duration` seconds, with as many and as large frames as these rules say.
+
+        `seen`: it is one of so many windows that a task opens with.
+        """
         start, end = window
         return Clip(
             video=video,
             start=start,
             end=end,
-            num_frames=self.frames_of(end - start),
-            placement="left",
+            num_frames=self.frames_of(end - start, seen=seen),
+            placement=self.zoom_placement,
             pixels=self.pixels_of(duration),
             overlay=overlay,
             resizer=resizer,
@@ -115,18 +134,20 @@ class ToolRules(BaseModel):
         """LOVE-R1's rules at evaluation: a window is widened, then shown unless it overlaps an earlier one by IoU >
         0.3.
 
-        It grows by 5 s on either side and then to min(30 s, T/8); no longest window is named. A close look has 2 frames
-        a second, 32 at most; in a video shorter than 60 s their area is doubled. On LongVideoBench a close look has 16
-        frames and the second widening is left out.
+        It grows by 5 s on either side and then to min(30 s, T/8); no longest window is named, and an end past the
+        video's is its end. A close look has 2 frames a second, 32 at most, spread from its first to its last instant;
+        in a video shorter than 60 s their area is doubled. On LongVideoBench a close look has 16 frames and the second
+        widening is left out.
         """
         return cls(
             min_seconds=3.0,
             max_seconds=ANY_LENGTH,
             max_fraction=1.0,
             max_overlap=0.3,
-            past_end_seconds=1.0,
+            past_end_seconds=ANY_LENGTH,
             zoom_frames=zoom_frames,
             zoom_fps=2.0,
+            zoom_placement="ends",
             short_seconds=60.0,
             widen_seconds=5.0,
             widen_to_seconds=widen_to_seconds,
@@ -140,5 +161,11 @@ class ToolRules(BaseModel):
         A close look has 2 frames a second, 16 at most.
         """
         return cls(
-            min_seconds=1.0, max_seconds=60.0, max_fraction=0.5, max_overlap=0.7, past_end_seconds=1.0, zoom_fps=2.0
+            min_seconds=1.0,
+            max_seconds=60.0,
+            max_fraction=0.5,
+            max_overlap=0.7,
+            past_end_seconds=1.0,
+            zoom_fps=2.0,
+            zoom_placement="ends",
         )

@@ -6,7 +6,7 @@ the question as it shows it to a model, the row's text is said, and the record i
 - `love_r1`: fine-tuning rows (messages, zoomin_intervals). The last assistant message is said as it is; it zooms or
   answers. The row's windows are watched before, those under 5 s widened to 6 s, in 32 frames each (two: 24, more: 16).
 - `longvideo_reason` (reasoning and answer) and `video_r1` (process and solution): `<think>…</think>`, a line break, and
-  `<answer>…</answer>` with the gold letter or text, over the frames of the preset "longvila_r1".
+  `<answer>…</answer>` with the gold letter or text, over the frames of the presets "longvila_r1" and "video_r1-train".
 
 Sources: LOVE-R1's `sft_video.py`; the data cards of the two others.
 
@@ -44,7 +44,6 @@ from closeup.rl.data.fields import (
 from closeup.rl.data.formats import Annotation, longvideo_reason, love_r1, video_r1
 from closeup.rl.data.options import RowFault, split_options
 from closeup.rl.rewards import is_correct
-from closeup.tools.rules import ToolRules
 
 SHORT, WIDENED = 5.0, 3.0
 """LOVE-R1 widens a window shorter than the first (seconds) to the second on either side of its middle."""
@@ -90,17 +89,17 @@ def love_r1_chain(row: Row) -> Chain:
         if not annotation.question:
             raise RowFault("no question", "the first user message holds no text")
     seen = tuple(_widened(window) for window in seen_windows(row, "zoomin_intervals"))
-    return Chain(replace(annotation, seen=seen), said, _love_r1_preset(len(seen)))
+    return Chain(replace(annotation, seen=seen), said, get_preset("love_r1-sft"))
 
 
 def longvideo_reason_chain(row: Row) -> Chain:
     """A row of LongVideo-Reason with its reasoning. Raises `RowFault`."""
-    return _think_chain(longvideo_reason(row), "reasoning")
+    return _think_chain(longvideo_reason(row), "reasoning", "longvila_r1")
 
 
 def video_r1_chain(row: Row) -> Chain:
     """A row of Video-R1-COT with its process. Raises `RowFault`."""
-    return _think_chain(video_r1(row), "process")
+    return _think_chain(video_r1(row), "process", "video_r1-train")
 
 
 CHAINS: Mapping[str, Callable[[Row], Chain]] = {
@@ -124,7 +123,7 @@ def recorded(task: Task, chain: Chain) -> Trajectory:
     return done
 
 
-def _think_chain(annotation: Annotation, field: str) -> Chain:
+def _think_chain(annotation: Annotation, field: str, preset: str) -> Chain:
     thought = annotation.meta.get("reasoning", "")
     inside = _THOUGHT.fullmatch(thought)
     thought = (inside[1] if inside else thought).strip()
@@ -138,24 +137,7 @@ def _think_chain(annotation: Annotation, field: str) -> Chain:
         message = ThinkAnswer().write(thought, ToolCall("answer", answer))
     except ValueError as error:
         raise RowFault("chain", str(error)) from None
-    return Chain(annotation, message, get_preset("longvila_r1"))
-
-
-def _love_r1_preset(clips: int) -> Preset:
-    """LOVE-R1's frames in fine-tuning, for one message beside so many clips, under the zoom rules of reinforcement."""
-    base = get_preset("love_r1")
-    frames = {0: 32, 1: 32, 2: 24}.get(clips, 16)
-    room = {"max_steps": 1, "max_frames": 1024, "max_visual_tokens": 32_768, "max_context_tokens": 49_152}
-    return base.model_copy(
-        update={
-            "name": "love_r1-sft",
-            "overview": base.overview.model_copy(update={"short_seconds": 120.0}),
-            "rules": ToolRules.love_r1().model_copy(update={"zoom_frames": frames}),
-            "budget": base.budget.model_copy(update=room),
-            "after_fault": "end",
-            "last_message": "free",
-        }
-    )
+    return Chain(annotation, message, get_preset(preset))
 
 
 def _widened(window: Window) -> Window:

@@ -17,6 +17,7 @@ from closeup.agent.environment import VideoQAEnv
 from closeup.agent.episode import run_episodes
 from closeup.agent.geometry import VisionGeometry
 from closeup.agent.policies.scripted import ScriptedPolicy
+from closeup.agent.preset import PRESETS as ALL
 from closeup.agent.preset import OverviewRule, Preset, get_preset
 from closeup.agent.replay import replay
 from closeup.agent.start import Start
@@ -29,7 +30,7 @@ from closeup.tools.video.clip import Clip
 from closeup.tools.zoom_clip import ZoomArgs, ZoomClip
 
 N = 28 * 28
-PRESETS = ("love_r1", "love_r1-mlvu", "love_r1-longvideobench", "love_r1-grpo", "love_r1-grpo-grounding")
+PRESETS = tuple(name for name in ALL if name.startswith("love_r1"))
 
 
 class Film:
@@ -101,8 +102,11 @@ def test_the_token_arithmetic_of_its_table() -> None:
         ("love_r1", 3600, (100, 140), (95, 145)),
         ("love_r1", 160, (100, 104), (92, 112)),  # T/8 is 20 s
         ("love_r1", 80, (40, 41), (35, 46)),
-        ("love_r1", 3600, (0, 4), (0, 30)),
-        ("love_r1", 3600, (3598, 3601), (3570, 3600)),
+        ("love_r1", 3600, (0, 4), (0, 19)),  # around the middle of what the first step left, cut at the edge
+        ("love_r1", 3600, (3598, 3601), (3581, 3600)),
+        ("love_r1", 3600, (3590, 9999), (3577, 3600)),  # an end past the video's is its end
+        ("love_r1", 3599.9, (3000, 3601), (2995, 3599.9)),
+        ("love_r1", 180, (100, 101), (89, 111)),  # T/8 is 22.5 s: 89.25 to 111.75, on whole seconds
         ("love_r1-longvideobench", 3600, (100, 104), (95, 109)),
         ("love_r1-mlvu", 3600, (100, 104), (87, 117)),
         ("love_r1-grpo", 3600, (100, 104), (100, 104)),
@@ -120,7 +124,8 @@ def test_windows_are_widened_at_evaluation(
 def test_a_widened_window_holds_the_asked_one_and_stays_inside(start: float, length: float) -> None:
     end = min(100.0, start + length)
     left, right = ToolRules.love_r1_evaluation().widened(start, end, 100.0)
-    assert 0 <= left <= start and end <= right <= 100 and right - left >= min(12.5, 100) - 1e-9
+    inside = start >= 12.5 and end <= 87.5
+    assert 0 <= left <= start and end <= right <= 100 and right - left >= (11.5 if inside else 5.5)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ OPTIONS = [{"letter": letter, "text": text} for letter, text in zip("ABCD", "371
 
 
 def test_every_set_has_every_template() -> None:
-    assert prompts.prompt_sets() == ("default", "longvila_r1", "longvila_r1_direct", "love_r1", "tiny")
+    known = "default internvl3 longvila_r1 longvila_r1_direct longvt love_r1 openai tiny video_r1"
+    assert prompts.prompt_sets() == tuple(known.split())
     environment = prompts._environment()
     for name in prompts.prompt_sets():
         found = {t for t in environment.list_templates(["jinja"]) if t.startswith(f"{name}/")}

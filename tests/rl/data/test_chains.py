@@ -177,8 +177,8 @@ def test_the_recipes_learn_what_was_written(
     assert any(not torch.equal(p, before[name]) for name, p in adapter.model.named_parameters())
 
 
-LOVE = get_preset("love_r1").model_copy(
+LOVE = get_preset("love_r1-sft").model_copy(
     update={
-        "overview": get_preset("love_r1").overview.model_copy(update={"pixels": N, "fps": 0.5, "short_factor": 1}),
+        "overview": get_preset("love_r1-sft").overview.model_copy(update={"pixels": N, "fps": 0.5, "short_factor": 1}),
     }
 )
