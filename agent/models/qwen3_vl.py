@@ -145,7 +145,9 @@ def _one_kind_of_pixels(checkpoint: Checkpoint) -> None:
 
     vLLM normalises both by the image processor's values; so do we, and a checkpoint where that matters is refused.
     """
-    image, video = read_pixel_settings(checkpoint.path), read_video_settings(checkpoint.path)
+    usual = {"rescale_factor": 1 / 255}
+    image, video = usual | read_pixel_settings(checkpoint.path), read_video_settings(checkpoint.path)
+    video = usual | video if video else {}
     for name in ("image_mean", "image_std", "rescale_factor", "patch_size", "merge_size", "temporal_patch_size"):
         if name in image and name in video and image[name] != video[name]:
             raise ModelError(
