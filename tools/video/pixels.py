@@ -9,8 +9,8 @@ costs 0.1 to 0.3 ms a frame.
 "bicubic" is what a stock processor of the model families does with a video: the whole picture to RGB as PyAV's
 `to_ndarray(format="rgb24")` makes it, turned for display, then Pillow's antialiased BICUBIC. That is the very call of
 transformers' PIL image processors. The torchvision ones resize uint8 tensors with torch's `interpolate` (bicubic,
-antialiased), whose integer arithmetic is Pillow's with other rounding of the weights: at most 2 levels
-apart, on real frames 0.02 on average (tests/tools/video/test_resizers.py). Pillow needs no torch, so it is
+antialiased; natively in integers on a CPU), whose arithmetic is Pillow's with other rounding of the weights: at most 2
+levels apart, on real frames below 0.02 on average (tests/tools/video/test_resizers.py). Pillow needs no torch, so it is
 Pillow. The whole picture is the same from every decoder, so a bicubic frame is, too.
 
 Training and evaluation must agree on the filter, so its name is part of every frame key.
