@@ -397,6 +397,9 @@ def launch(demo: Demo, *, block: bool = False, quiet: bool = True) -> "tuple[gr.
     settings = demo.settings
     os.environ["GRADIO_TEMP_DIR"] = str(demo.uploads.incoming)  # Gradio asks for its upload folder by this name only
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    # Gradio remembers 10,000 events and makes a table of them all after each, for a monitoring page that is shut here.
+    os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"
+    os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(10**12)
     blocks = build(demo)
     blocks.queue(max_size=4 * (settings.at_once + settings.waiting) + 64, default_concurrency_limit=16)
     guard = Middleware(
