@@ -29,8 +29,10 @@ from closeup.tools.video import Clip
 # A family is a line: how many linear layers of its language model and of its vision side adapters reach, by the
 # default pattern and by `VISION`.
 FAMILIES = {
+    "internvl": (14, 10),
     "llava_onevision": (14, 10),
     "qwen2_5_vl": (14, 4),
+    "qwen3_vl": (21, 14),
 }
 VISION = r".*(vision_tower|visual)\..*(q_proj|k_proj|v_proj|qkv|fc1|fc2|linear_fc1|linear_fc2|attn\.proj)"
 NOISE = "def noise(facts):\n    return sum(map(ord, facts.text)) % 7 / 7\n"
