@@ -15,7 +15,8 @@ Invariants
 
 Departure from transformers 5.10 to 5.23 (and vLLM with them): their processor replaces the chat template's
 `<|video_pad|>` alone and so leaves a second `<|vision_start|>` before a clip's first time and a second `<|vision_end|>`
-behind its last block. The processor the models were published with (4.57) replaced the template's whole block; so do we.
+behind its last block. The processor the models were published with (4.57) replaced the template's whole block, and so
+do we.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Qwen3VLAdapter(QwenVisionAdapter):
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, *, dtype: str, device: str, timestamps: Timestamps) -> ChatMLAdapter:
-        """As `ChatMLAdapter.load`. Raises `ModelError` also where images and videos have different pixels."""
+        """As `ChatMLAdapter.load`; what `prepare` refuses of the processors' files is refused before weights are read."""
         _one_kind_of_pixels(checkpoint)
         return super().load(checkpoint, dtype=dtype, device=device, timestamps=timestamps)
 
@@ -63,6 +64,7 @@ class Qwen3VLAdapter(QwenVisionAdapter):
         return len(self.model.config.vision_config.deepstack_visual_indexes)
 
     def prepare(self, pixel_settings: Mapping[str, Any]) -> None:
+        _one_kind_of_pixels(self.checkpoint)
         super().prepare(pixel_settings)
         # The stock video processor bounds the pixels of a whole video from below; a frame may be a single token.
         self.geometry = self.geometry.model_copy(update={"min_pixels": self.geometry.factor**2})

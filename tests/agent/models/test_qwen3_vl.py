@@ -422,7 +422,7 @@ def edit(path, **changes):
         (
             "video_preprocessor_config.json",
             {"temporal_patch_size": 4},
-            "temporal_patch_size 2 and its video processor 4",
+            "temporal_patch_size 2 and its video .* 4;",
         ),
         ("video_preprocessor_config.json", {"rescale_factor": 1.0}, "rescale_factor 0.0039.* 1.0; they must agree"),
         ("config.json", {"video_token_id": 5}, "in the tokenizer and 5 in config.json"),
