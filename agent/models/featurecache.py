@@ -271,7 +271,7 @@ def _request(clip: Clip, video: Video, size: tuple[int, int]) -> dict[str, Any] 
         "decoder": [decoder.name, decoder.version, decoder.resizer],
         "libraries": {name: list(version) for name, version in sorted(libraries.items())},
     }
-    if clip.overlay is not None:
+    if clip.overlay is not None or clip.resizer == "bicubic":
         import PIL
 
         request["pillow"] = PIL.__version__
