@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +32,7 @@ from closeup.agent.trajectory import (
     Trajectory,
     VideoRecord,
 )
+from closeup.agent.used import used
 from closeup.agent.versions import versions
 from closeup.tools.base import Answer
 from closeup.tools.video.clip import Clip
@@ -66,6 +67,7 @@ class LiveEpisode:
         self._policy = policy
         self._run = run
         self._observation: Observation | None = None
+        self._opening: Observation | None = None
         self._steps: list[StepRecord] = []
         self._before: tuple[Message, ...] = ()
         self._clips: dict[str, ClipRecord] = {}
@@ -96,7 +98,7 @@ class LiveEpisode:
             return
         self._videos = dict(observation.videos)
         self._records = {identity: _video_record(video) for identity, video in self._videos.items()}
-        self._observation = observation
+        self._observation = self._opening = observation
         self._ask_for(clip for message in observation.context for clip in message.clips)
         self._tell(Opened(self.id, start.task, self._records, observation.overviews))
 
@@ -236,6 +238,7 @@ class LiveEpisode:
                 "seconds": time.perf_counter() - self._began,
             }
         )
+        clips = {key: self._clips.get(key) or self._unseen(clip) for key, clip in self._asked.items()}
         trajectory = Trajectory(
             id=self.id,
             task=task,
@@ -244,10 +247,10 @@ class LiveEpisode:
                 history=self.start.history,
                 assistant_prefix=self.start.assistant_prefix,
             ),
-            settings=self._all_settings(),
+            settings=self._all_settings(clips),
             videos=self._records,
             steps=tuple(self._steps),
-            clips={key: self._clips.get(key) or self._unseen(clip) for key, clip in self._asked.items()},
+            clips=clips,
             outcome=outcome,
         )
         self.close()
@@ -268,8 +271,9 @@ class LiveEpisode:
             return trajectory.model_copy(update={"outcome": outcome})
         return judged.model_copy(update={"outcome": judged.outcome.model_copy(update={"correct": correct})})
 
-    def _all_settings(self) -> dict[str, Any]:
-        sampling = self._run.sampling
+    def _all_settings(self, clips: Mapping[str, ClipRecord]) -> dict[str, Any]:
+        sampling, opening = self._run.sampling, self._opening
+        texts = self._settings.get("prompts")
         return {
             **self._settings,
             "policy": self._policy.settings(),
@@ -282,6 +286,13 @@ class LiveEpisode:
             "seed": self._run.seed,
             "rollout": self.start.rollout,
             "versions": versions(),
+            "used": used(
+                clips,
+                self._steps,
+                overviews={clip.key for clip in opening.overviews} if opening else (),
+                context=opening.context if opening else (),
+                prompt_set=texts.get("set") if isinstance(texts, Mapping) else None,
+            ),
         }
 
     def _ask_for(self, clips: Iterable[Clip]) -> None:

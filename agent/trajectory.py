@@ -150,7 +150,8 @@ class Trajectory(_Record):
     Attributes:
         id: the episode's id, unique in its run (`task.id/rollout`).
         settings: everything that shaped the episode: preset, geometry, prompts' fingerprint, policy, sampling, seeds,
-            versions.
+            versions; and under "used" what it really used: frames, sizes, frames per second, tokens, digests of the
+            templates and of the system message (`closeup.agent.used`).
         videos: the task's videos by content identity; clips: every clip asked for, by key.
     """
 

@@ -74,18 +74,36 @@ def _load(set_name: str, template: str) -> Any:
         ) from None
 
 
+def template_digests(set_name: str) -> dict[str, str]:
+    """16 hexadecimal digits of SHA-256 for the source of every template of a prompt set, by the template's name.
+
+    Raises:
+        PromptError: no such set.
+    """
+    return {name: hashlib.sha256(source.encode()).hexdigest()[:16] for name, source in _sources(set_name).items()}
+
+
 def fingerprint(set_name: str) -> str:
     """16 hexadecimal digits naming the texts of a prompt set: SHA-256 over its templates' names and sources.
 
     Raises:
         PromptError: no such set.
     """
+    digest = hashlib.sha256()
+    for name, source in _sources(set_name).items():
+        digest.update(f"/{name}.jinja\0{source}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def _sources(set_name: str) -> dict[str, str]:
+    """The texts of a set's templates by name, sorted. Raises `PromptError`."""
     environment = _environment()
     names = [name for name in sorted(environment.list_templates(["jinja"])) if name.startswith(f"{set_name}/")]
     if not names or environment.loader is None:
         raise PromptError(f"no prompt set {set_name!r}; accepted: {', '.join(prompt_sets())}")
-    digest = hashlib.sha256()
+    found = {}
     for name in names:
-        source, _, _ = environment.loader.get_source(environment, name)
-        digest.update(f"{name.removeprefix(set_name)}\0{source}\0".encode())
-    return digest.hexdigest()[:16]
+        found[name.removeprefix(f"{set_name}/").removesuffix(".jinja")] = environment.loader.get_source(
+            environment, name
+        )[0]
+    return found
