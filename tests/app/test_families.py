@@ -15,10 +15,11 @@ from closeup.agent.models.testing import write_random_checkpoint
 from closeup.agent.trajectory import read_trajectories
 from closeup.rl.data.needles import write
 
-# A family is a line: tokens per second of a 160 x 90 video's overview (two frames), and what the prompt has once per
-# frame or pair of them.
+# A family is a line: tokens per second of a 160 x 90 video's overview (two frames), how a prompt with four seconds of
+# it writes the last frame or pair of frames, and how it would write the next one.
 FAMILIES = {
-    "internvl": (2 * (2 * 4 + 1) * 4, "Frame{number}: <img>"),
+    "internvl": (2 * (2 * 4 + 1) * 4, "Frame8: <img>", "Frame9: <img>"),
+    "qwen3_vl": (5 * 3, "<3.2 seconds><|vision_start|>", "<4.2 seconds><|vision_start|>"),
 }
 
 
@@ -37,7 +38,7 @@ def no_traceback(*texts: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ask_runs_on_a_family(cli, folders, make_video, tmp_path, family) -> None:  # type: ignore[no-untyped-def]
-    tokens, written = FAMILIES[family]
+    tokens, last, beyond = FAMILIES[family]
     saved = tmp_path / "asked.jsonl"
     ran = cli(
         *("ask", make_video(seconds=4.0, size=(90, 160)), "Which digit?", "--option", "5", "--option", "1"),
@@ -51,7 +52,7 @@ def test_ask_runs_on_a_family(cli, folders, make_video, tmp_path, family) -> Non
     (overview, *_) = trajectory.clips.values()
     assert overview.tokens == tokens * 4
     prompt = AutoTokenizer.from_pretrained(folders[family]).decode(trajectory.steps[0].prompt_ids)
-    assert written.format(number=8) in prompt and written.format(number=9) not in prompt
+    assert last in prompt and beyond not in prompt
     assert not trajectory.outcome.failed
 
 
