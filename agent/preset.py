@@ -17,13 +17,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from closeup.agent.budget import Budget
-from closeup.agent.preset_model import OverviewRule, Preset
+from closeup.agent.preset_model import PATCH, OverviewRule, Preset
 from closeup.tools.rules import ANY_LENGTH, ToolRules
 
 __all__ = ["PRESETS", "OverviewRule", "Preset", "PresetError", "get_preset"]
-
-PATCH = 28 * 28
-"""Pixels of one patch in the papers' words: two by two of Qwen2-VL's patches, one token of a frame pair."""
 
 
 class PresetError(ValueError):

@@ -11,10 +11,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from closeup.agent.budget import Budget
+from closeup.agent.budget import LABEL_TOKENS, Budget
 from closeup.tools.rules import ToolRules
-from closeup.tools.video.clip import SWSCALE, Clip, Resizer
+from closeup.tools.video.clip import MAX_FRAMES, SWSCALE, Clip, Resizer
 from closeup.tools.video.sampling import Placement, frame_count
+
+PATCH = 28 * 28
+"""Pixels of one patch in the papers' words: two by two of Qwen2-VL's patches, one token of a frame pair."""
 
 
 class OverviewRule(BaseModel):
@@ -45,8 +48,8 @@ class OverviewRule(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     fps: float = Field(default=2.0, gt=0)
-    num_frames: int | None = Field(default=None, ge=1)
-    max_frames: int = Field(default=768, ge=1)
+    num_frames: int | None = Field(default=None, ge=1, le=MAX_FRAMES)
+    max_frames: int = Field(default=768, ge=1, le=MAX_FRAMES)
     placement: Placement | None = None
     bound: tuple[float, float] | None = None
     whole_seconds: bool = False
@@ -136,3 +139,37 @@ class Preset(BaseModel):
     temperature: float = Field(default=0.0, ge=0)
     after_fault: Literal["tell", "answer", "look_and_answer", "end"] = "tell"
     last_message: Literal["prefixed", "asked", "free"] = "prefixed"
+
+    def showing(
+        self, *, fps: float | None = None, frames: int | None = None, bound: tuple[float, float] | None = None
+    ) -> Preset:
+        """This preset with another overview; its limits on frames and tokens grow by what a larger one may take.
+
+        Args:
+            fps: frames per second, as many as fit `max_frames`, or `frames` if that is given too.
+            frames: so many frames whatever the duration; with `fps` at most so many.
+            bound: only this part of a video, from and to (seconds).
+
+        Raises:
+            ValueError: values that no overview can have (pydantic's `ValidationError` is one).
+        """
+        old, changes = self.overview, dict[str, object]()
+        if fps is not None or frames is not None:
+            changes |= {"whole_seconds": False, "num_frames": frames if fps is None else None}
+            changes["max_frames"] = frames if fps is not None and frames else max(old.max_frames, frames or 0)
+        if fps is not None:
+            changes["fps"] = fps
+        if bound is not None:
+            changes["bound"] = bound
+        new = OverviewRule.model_validate({**dict(old), **changes})
+        more = max(0, (new.num_frames or new.max_frames) - (old.num_frames or old.max_frames))
+        area = new.pixels * (new.short_factor if new.short_seconds else 1)
+        tokens = more * math.ceil(area / PATCH)  # a token for every patch of every frame: no family takes more
+        budget = self.budget.model_copy(
+            update={
+                "max_frames": self.budget.max_frames + more,
+                "max_visual_tokens": self.budget.max_visual_tokens + tokens,
+                "max_context_tokens": self.budget.max_context_tokens + tokens + more * LABEL_TOKENS,
+            }
+        )
+        return self.model_copy(update={"overview": new, "budget": budget})

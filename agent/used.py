@@ -39,8 +39,8 @@ def used(
 
     Returns:
         `templates`: 16 digits of SHA-256 per template of the set; `system`: of the system message ("" without one);
-        `frames`, `visual_tokens`: of all clips together, each once; `context_tokens`: of the longest context, None when the policy
-        counted none; `clips`: by key what `_clip` says.
+        `frames`, `visual_tokens`: of all clips together, each once; `context_tokens`: of the longest context, None when
+        the policy counted none; `clips`: by key what `_clip` says.
     """
     shown = {key: _clip(record, "overview" if key in overviews else "look") for key, record in clips.items()}
     system = next((message.text for message in context if message.role == "system"), "")
