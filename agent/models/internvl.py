@@ -19,7 +19,6 @@ apart they are otherwise.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -30,7 +29,7 @@ from numpy.typing import NDArray
 from closeup.agent.geometry import VisionGeometry
 from closeup.agent.models.adapter import Grid, Media
 from closeup.agent.models.chatml_adapter import ChatMLAdapter
-from closeup.agent.models.load import Checkpoint, ModelError, Timestamps
+from closeup.agent.models.load import Checkpoint, ModelError, Timestamps, read_pixel_settings
 from closeup.agent.models.patches import pixel_table
 from closeup.agent.models.positions import plain_positions
 from closeup.agent.models.qwen2_5_vl import time_label
@@ -38,6 +37,7 @@ from closeup.tools.video.pixels import bicubic
 
 PATCHES_PER_FORWARD = 1 << 15  # the tower attends within a tile, so cutting between frames is exact
 TEXT_MODELS = ("qwen2", "qwen3")
+MAX_TILES = 12  # where the processor's settings name none, as the stock processor has it
 OPEN, CLOSE, PAD = "<img>", "</img>", "<IMG_CONTEXT>"
 
 
@@ -59,42 +59,23 @@ class InternVLAdapter(ChatMLAdapter):
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, *, dtype: str, device: str, timestamps: Timestamps) -> ChatMLAdapter:
-        config = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
-        text = (config.get("text_config") or {}).get("model_type", TEXT_MODELS[0])
-        if text not in TEXT_MODELS:  # known before any weight is read
-            raise ModelError(
-                f"{checkpoint.model} has a text model of type {text!r}; InternVL is supported with "
-                f"{' and '.join(TEXT_MODELS)} (the -hf checkpoints of InternVL3 and 3.5 with a Qwen text model)"
-            )
+        """As `ChatMLAdapter.load`; what small files tell is refused before any weight is read."""
+        from huggingface_hub.errors import StrictDataclassError
+        from transformers import InternVLConfig
+
+        try:
+            config = InternVLConfig.from_pretrained(checkpoint.path, local_files_only=True)
+        except (OSError, ValueError, TypeError, StrictDataclassError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ModelError(f"{checkpoint.model}: its config.json cannot be used: {reason}") from error
+        _check(checkpoint.model, config, read_pixel_settings(checkpoint.path))
         return super().load(checkpoint, dtype=dtype, device=device, timestamps=timestamps)
 
     def prepare(self, pixel_settings: Mapping[str, Any]) -> None:
-        config, name = self.model.config, self.checkpoint.model
-        (side, other), patches = config.vision_config.image_size, config.vision_config.patch_size
-        patch, merge = patches[0], round(1 / config.downsample_ratio)
-        if side != other or patch != patches[1] or side % (patch * merge) or merge * config.downsample_ratio != 1:
-            raise ModelError(
-                f"{name}: tiles of {side}x{other} pixels in patches of {tuple(patches)}, downsampled by "
-                f"{config.downsample_ratio}, are not supported: tiles and patches must be square and divide evenly"
-            )
-        tokens = (side // patch // merge) ** 2
-        if config.image_seq_length != tokens:
-            raise ModelError(
-                f"{name}: config.json says {config.image_seq_length} tokens per tile (image_seq_length), but its tower "
-                f"makes {tokens}"
-            )
-        size = pixel_settings.get("size") or {}
-        if (given := (size.get("height"), size.get("width"))) != (side, side):
-            raise ModelError(f"{name}: wrong processor: its tiles are {given} pixels, the model's {(side, side)}")
-        for switch in ("do_resize", "do_rescale", "do_normalize"):
-            if pixel_settings.get(switch, True) is not True:
-                raise ModelError(f"{name}: wrong processor: {switch} is {pixel_settings[switch]!r}, InternVL needs it")
-        fewest, most = pixel_settings.get("min_patches") or 1, pixel_settings.get("max_patches") or 12
-        if fewest != 1 or most < 1:
-            raise ModelError(
-                f"{name}: wrong processor: it cuts pictures into {fewest} to {most} tiles (min_patches, max_patches); "
-                "accepted are 1 to any number"
-            )
+        config = self.model.config
+        _check(self.checkpoint.model, config, pixel_settings)
+        side, patch = config.vision_config.image_size[0], config.vision_config.patch_size[0]
+        merge = round(1 / config.downsample_ratio)
         self._table = pixel_table(
             pixel_settings["image_mean"], pixel_settings["image_std"], pixel_settings.get("rescale_factor", 1 / 255)
         )
@@ -108,8 +89,8 @@ class InternVLAdapter(ChatMLAdapter):
             merge=merge,
             temporal=1,
             tile=side,
-            tile_tokens=tokens,
-            max_tiles=int(most),
+            tile_tokens=config.image_seq_length,
+            max_tiles=int(pixel_settings.get("max_patches") or MAX_TILES),
             times=self.timestamps,
         )
 
@@ -215,3 +196,38 @@ class InternVLAdapter(ChatMLAdapter):
             **({} if tree is None else {"tree": tree}),
         ).last_hidden_state
         return out
+
+
+def _check(name: str, config: Any, pixel_settings: Mapping[str, Any]) -> None:
+    """Model and processor belong together and can be run here. Raises `ModelError`."""
+    if (text := config.text_config.model_type) not in TEXT_MODELS:
+        raise ModelError(
+            f"{name} has a text model of type {text!r}; InternVL is supported with {' and '.join(TEXT_MODELS)}: give "
+            "an -hf checkpoint of InternVL3 or InternVL3.5 that has a Qwen text model"
+        )
+    (side, other), patches = config.vision_config.image_size, config.vision_config.patch_size
+    merge = round(1 / config.downsample_ratio)
+    even = side == other and patches[0] == patches[1] and side % (patches[0] * merge) == 0
+    if not even or merge * config.downsample_ratio != 1:
+        raise ModelError(
+            f"{name}: tiles of {side}x{other} pixels in patches of {patches[0]}x{patches[1]}, downsampled by "
+            f"{config.downsample_ratio}, are not supported: tiles and patches must be square and divide evenly"
+        )
+    tokens = (side // patches[0] // merge) ** 2
+    if config.image_seq_length != tokens:
+        raise ModelError(
+            f"{name}: config.json says {config.image_seq_length} tokens per tile (image_seq_length), but its tower "
+            f"makes {tokens}"
+        )
+    size = pixel_settings.get("size") or {}
+    if (given := (size.get("height"), size.get("width"))) != (side, side):
+        raise ModelError(f"{name}: wrong processor: its tiles are {given} pixels, the model's {(side, side)}")
+    for switch in ("do_resize", "do_rescale", "do_normalize"):
+        if pixel_settings.get(switch, True) is not True:
+            raise ModelError(f"{name}: wrong processor: {switch} is {pixel_settings[switch]!r}, InternVL needs it")
+    fewest, most = pixel_settings.get("min_patches") or 1, pixel_settings.get("max_patches") or MAX_TILES
+    if fewest != 1 or most < 1:
+        raise ModelError(
+            f"{name}: wrong processor: it cuts pictures into {fewest} to {most} tiles (min_patches, max_patches); "
+            "accepted are 1 to any number"
+        )

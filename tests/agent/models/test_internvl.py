@@ -507,12 +507,16 @@ def edit(path, **changes):
         (lambda d: edit(d / "config.json", image_seq_length=256), "says 256 tokens per tile .* makes 4"),
         (lambda d: edit(d / "config.json", image_token_id=5), "<IMG_CONTEXT> is .* in the tokenizer and 5 in config"),
         (lambda d: edit(d / "config.json", text_config={"model_type": "llama"}), "text model of type 'llama'"),
+        (lambda d: edit(d / "config.json", downsample_ratio="half"), "config.json cannot be used: .*downsample_ratio"),
+        (lambda d: edit(d / "config.json", downsample_ratio=0.3), "downsampled by 0.3, are not supported"),
         (lambda d: (d / "tokenizer.json").unlink(), "has no tokenizer"),
         (lambda d: (d / "preprocessor_config.json").unlink(), "no pixel settings"),
         (lambda d: (d / "model.safetensors").unlink(), "has no weights"),
     ],
 )
-def test_a_spoilt_checkpoint_is_refused_in_a_sentence(copy, spoil, message):
+def test_a_spoilt_checkpoint_is_refused_in_a_sentence(copy, spoil, message, monkeypatch):
+    if "in the tokenizer" not in message:  # all else is known before any weight is read
+        monkeypatch.setattr(internvl.InternVLAdapter, "model_class", None)
     if "no pixel" in message:
         (copy / "video_preprocessor_config.json").unlink()
     spoil(copy)
