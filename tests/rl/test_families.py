@@ -33,6 +33,7 @@ FAMILIES = {
     "llava_onevision": (14, 10),
     "qwen2_5_vl": (14, 4),
     "qwen3_vl": (21, 14),
+    "qwen3_vl_moe": (12, 14),  # experts are no linear layers: adapters reach attention
 }
 VISION = r".*(vision_tower|visual)\..*(q_proj|k_proj|v_proj|qkv|fc1|fc2|linear_fc1|linear_fc2|attn\.proj)"
 NOISE = "def noise(facts):\n    return sum(map(ord, facts.text)) % 7 / 7\n"

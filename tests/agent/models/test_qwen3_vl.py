@@ -398,12 +398,36 @@ def test_the_cache_of_features_keeps_all_levels(native, tmp_path):
 # ---- mixture of experts --------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory):
+    return write_random_checkpoint(tmp_path_factory.mktemp("checkpoint") / "moe", family="qwen3_vl_moe")
+
+
 @torch.inference_mode()
-def test_the_mixture_of_experts_equals_its_stock_model(tmp_path):
-    adapter = load_adapter(str(write_random_checkpoint(tmp_path / "moe", family="qwen3_vl_moe")), device="cpu")
+@pytest.mark.parametrize("case", CASES)
+def test_the_mixture_of_experts_equals_its_stock_model(experts, case):
+    adapter = load_adapter(str(experts), device="cpu")
     assert type(adapter.model).__name__ == "Qwen3VLMoeForConditionalGeneration" and adapter.timestamps == "seconds"
-    shown = adapter.encode(CASES["several clips in several turns"], VIDEOS)
+    shown = adapter.encode(CASES[case], VIDEOS)
     torch.testing.assert_close(our_logits(adapter, shown), theirs(adapter, shown), atol=1e-5, rtol=0)
+
+
+def test_gradients_of_the_mixture_of_experts_equal_its_stock_models(experts):
+    adapter = load_adapter(str(experts), device="cpu")
+    adapter.model.double()
+    adapter.text_config._experts_implementation = "eager"  # the grouped product takes no float64
+    shown = adapter.encode(CASES["several clips in several turns"], VIDEOS)
+    weights = torch.from_numpy(np.random.default_rng(0).normal(size=len(shown.ids)))
+    found = []
+    for logits in (our_logits(adapter, shown), theirs(adapter, shown)):
+        (logits.log_softmax(-1)[:, 5] * weights).sum().backward()
+        found.append({n: p.grad.clone() for n, p in adapter.model.named_parameters() if p.grad is not None})
+        adapter.model.zero_grad(set_to_none=True)
+    ours, stock = found
+    assert set(ours) == set(stock) and any("experts" in name for name in ours)
+    assert any("deepstack" in name and float(value.abs().max()) > 0 for name, value in ours.items())
+    for name, value in stock.items():
+        assert (ours[name] - value).abs().max() <= 1e-6 * value.abs().max().clamp(min=1e-9), name
 
 
 # ---- what is refused -----------------------------------------------------------------------------------------------
