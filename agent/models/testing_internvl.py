@@ -50,7 +50,8 @@ def write(folder: Path, *, seed: int, vision: Mapping[str, Any], text: Mapping[s
             "head_dim": 16,
             "vocab_size": (len(ids) + 63) // 64 * 64,
             "max_position_embeddings": 4096,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+            # as published: dynamic, which changes nothing up to max_position_embeddings
+            "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
             "initializer_range": 0.3,  # sharp enough for a wrong position or a wrong clip to be seen
             "bos_token_id": None,
             "eos_token_id": ids["<|im_end|>"],
