@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
 from closeup.app.asking import Run, sentence
-from closeup.app.demo import Demo, Wish, result
+from closeup.app.demo import Demo, result
+from closeup.app.wishes import Wish
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -41,7 +42,8 @@ def add_api(demo: Demo) -> None:
         request: gr.Request = None,  # type: ignore[assignment] # Gradio gives it
     ) -> AsyncIterator[dict]:  # type: ignore[type-arg] # Gradio reads the annotation
         """Ask about the session's video, or about `video` (a name of /videos); streams the state, last the answer."""
-        wish = Wish(question, options or (), model, preset, max_steps, temperature, tools, compare, memory)
+        given = () if options is None else options
+        wish = Wish(question, given, model, preset, max_steps, temperature, tools, compare, memory)
         key = key_of(request)
 
         def begin() -> Run:

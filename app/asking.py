@@ -105,7 +105,7 @@ class Run:
         self.question = question
         self.arms = tuple(Arm(label, preset, _task(question)) for label, preset in question.presets)
         self.began = time.monotonic()
-        self._ticket, self._turns, self._policy = ticket, tuple(turns), policy
+        self._ticket, self.turns, self._policy = ticket, tuple(turns), policy
         self._max_seconds, self._on_end = max_seconds, on_end
         self._cancel = threading.Event()
         self._over = threading.Event()
@@ -185,7 +185,7 @@ class Run:
 
     def _episode(self, arm: Arm, policy: Policy) -> None:
         try:
-            start, arm.note = begin(arm.task, arm.preset, policy, self.question, self._turns)
+            start, arm.note = begin(arm.task, arm.preset, policy, self.question, self.turns)
             earlier = (*(c for m in start.history for c in m.clips), *start.seen_clips)
             arm.builder = SceneBuilder(arm.task, budget=arm.preset.budget, geometry=policy.geometry, earlier=earlier)
             run_episodes(

@@ -15,21 +15,21 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from closeup.agent.environment import VideoQAEnv
 from closeup.agent.models.load import default_preset
 from closeup.agent.preset import PRESETS, Preset, get_preset
-from closeup.agent.task import LETTERS, Task, load_tasks
+from closeup.agent.task import Task, load_tasks
 from closeup.agent.trajectory import Trajectory, VideoRecord
 from closeup.app import heap
 from closeup.app.allow import Allowed
-from closeup.app.ask import MAX_QUESTION
-from closeup.app.asking import Memory, Question, Run
+from closeup.app.asking import Question, Run
 from closeup.app.errors import BadInput
 from closeup.app.guard import PictureShelf
 from closeup.app.html import render
@@ -38,7 +38,9 @@ from closeup.app.scene import Scene
 from closeup.app.sessions import Film, Line, Session, Sessions, Turn
 from closeup.app.settings import MB, DemoSettings
 from closeup.app.setup import BUNDLED, open_policy
+from closeup.app.timeline import clock
 from closeup.app.uploads import Uploads
+from closeup.app.wishes import Wish, default_memory, memory, number, shown, texts
 from closeup.tools.registry import registered_tools
 from closeup.tools.video import Video, close_readers
 
@@ -50,8 +52,6 @@ EXAMPLES = Path(__file__).resolve().parent / "examples"
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp", ".ogv")
 MAX_LISTED = 500
 """Videos of the --allow folders that are offered by name; others are reached by typing their name."""
-MAX_OPTION = 400
-"""Characters of one option."""
 
 
 class Models:
@@ -83,7 +83,7 @@ class Models:
     def known(self, model: str) -> str:
         """The model's name. Raises `BadInput` when it is none of this demo's."""
         if model not in self._own:
-            raise BadInput(f"no model {model!r} here; offered: {', '.join(self.names)}")
+            raise BadInput(f"no model {shown(model)} here; offered: {', '.join(self.names)}")
         return model
 
     def policy(self, model: str) -> Policy:
@@ -92,21 +92,6 @@ class Models:
             if model not in self._policies:
                 self._policies[model] = self._load(model, self._own[self.known(model)])
             return self._policies[model]
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What a visitor asks, as typed; None leaves the preset's own."""
-
-    question: str
-    options: str | Sequence[str] = ""
-    model: str | None = None
-    preset: str | None = None
-    max_steps: float | None = None
-    temperature: float | None = None
-    tools: Sequence[str] | None = None
-    compare: bool = False
-    memory: str | None = None
 
 
 class Demo:
@@ -175,7 +160,7 @@ class Demo:
         most = self.settings.max_minutes
         if record.duration > 60 * most:
             raise BadInput(
-                f"{name} lasts {record.duration / 60:.0f} minutes and at most {most:g} are accepted; cut it, or start"
+                f"{name} lasts {clock(record.duration)} and at most {clock(60 * most)} is accepted; cut it, or start"
                 " the demo with a larger --max-minutes"
             )
         return Film(path, name, secrets.token_urlsafe(18), record, upload=upload, generated=is_needle(path))
@@ -188,12 +173,16 @@ class Demo:
 
     # ---- questions -------------------------------------------------------------------------------------------------
 
-    def ask(self, key: str, wish: Wish, *, seed: int = 0) -> Run:
-        """Begin to answer; the run is the session's until it is over. Raises `BadInput`."""
+    def ask(self, key: str, wish: Wish, *, seed: int = 0, afresh: bool = False) -> Run:
+        """Begin to answer; the run is the session's until it is over. Raises `BadInput`.
+
+        Args:
+            afresh: forget the questions before it, as another film does.
+        """
         session = self.sessions.get(key)
         _not_running(session)
         question = self.question(session, wish, seed=seed)
-        return self._begin(session, question)
+        return self._begin(session, question, afresh=afresh)
 
     def retry(self, key: str) -> Run:
         """Ask the last question again, with another seed, in the place of its answer. Raises `BadInput`."""
@@ -206,12 +195,12 @@ class Demo:
             session.turns = session.turns[:-1]
         return self._begin(session, replace(last.question, seed=last.question.seed + 1))
 
-    def _begin(self, session: Session, question: Question) -> Run:
+    def _begin(self, session: Session, question: Question, *, afresh: bool = False) -> Run:
         ticket = self.line.join()
         run = Run(
             question,
             ticket,
-            turns=session.turns,
+            turns=() if afresh else session.turns,
             policy=lambda: self.models.policy(question.model),
             max_seconds=self.settings.max_seconds,
             on_end=lambda run: self._over(session, run),
@@ -221,6 +210,9 @@ class Demo:
         except BadInput:
             ticket.leave()
             raise
+        if afresh:
+            with session.lock:
+                session.turns = []
         session.asked += 1
         return run.start()
 
@@ -229,7 +221,8 @@ class Demo:
         film = session.film
         if film is None:
             raise BadInput("there is no video yet; upload one, pick one, or click an example")
-        text, options = _texts(wish)
+        wish.check()
+        text, options = texts(wish)
         model = self.models.known(wish.model or self.models.names[0])
         preset = self.preset(model, wish)
         presets = [("", preset)]
@@ -240,8 +233,6 @@ class Demo:
             once = preset.budget.model_copy(update={"max_steps": 1})
             alone = preset.model_copy(update={"tools": ("answer",), "budget": once})
             presets = [("with zoom", preset), ("without zoom", _usable(alone))]
-        default = "clips" if model in BUNDLED else "conversation"
-        memory: Memory = _memory(wish.memory or default)
         known = self._known(film, text, options)
         return Question(
             film=film,
@@ -249,7 +240,7 @@ class Demo:
             options=options,
             model=model,
             presets=tuple(presets),
-            memory=memory,
+            memory=memory(wish.memory or default_memory(model)),
             gold=known.answer if known else None,
             evidence=known.evidence if known else (),
             seed=seed,
@@ -260,22 +251,22 @@ class Demo:
         presets = self.models.presets(model)
         name = wish.preset or self.models.preset(model).name
         if name not in presets:
-            raise BadInput(f"no preset {name!r} for {model}; offered: {', '.join(presets)}")
+            raise BadInput(f"no preset {shown(name)} for {model}; offered: {', '.join(presets)}")
         preset = presets[name]
         if wish.max_steps is not None:
-            steps = _number("max_steps", wish.max_steps, 1, 64)
+            steps = number("max_steps", wish.max_steps, 1, 64)
             if not float(steps).is_integer():
                 raise BadInput(f"max_steps is a whole number from 1 to 64, got {wish.max_steps!r}")
             budget = preset.budget.model_copy(update={"max_steps": int(steps)})
             preset = preset.model_copy(update={"budget": budget})
         if wish.temperature is not None:
-            preset = preset.model_copy(update={"temperature": _number("temperature", wish.temperature, 0, 10)})
+            preset = preset.model_copy(update={"temperature": number("temperature", wish.temperature, 0, 10)})
         if wish.tools is not None:
             known = registered_tools()
-            names = [str(tool) for tool in wish.tools] if not isinstance(wish.tools, str) else [wish.tools]
+            names = list(wish.tools) if not isinstance(wish.tools, str) else [wish.tools]
             unknown = [tool for tool in names if tool not in known]
             if unknown:
-                raise BadInput(f"no tool named {', '.join(unknown)}; known: {', '.join(known)}")
+                raise BadInput(f"no tool named {', '.join(map(shown, unknown[:5]))}; known: {', '.join(known)}")
             ordered = tuple(dict.fromkeys([*(tool for tool in names if tool != "answer"), "answer"]))
             if set(ordered) != set(registered_tools(preset.tools)):
                 preset = preset.model_copy(update={"tools": ordered})
@@ -290,9 +281,26 @@ class Demo:
         if film is None or film.generated or model not in BUNDLED:
             return ""
         return (
-            "The bundled model knows only the videos of `closeup data needles`, so its answer about this one means"
+            "The bundled model knows only the videos of “closeup data needles”, so its answer about this one means"
             " nothing. For your own films start the demo with a real model, e.g. --model Qwen/Qwen2.5-VL-7B-Instruct."
         )
+
+    def notes(self, run: Run) -> list[str]:
+        """What a visitor should know about a question: how it began, and what its answer is worth."""
+        question = run.question
+        notes = [arm.note for arm in run.arms if arm.note]
+        if run.turns and question.model in BUNDLED:
+            if question.memory == "nothing":
+                notes.append(
+                    "Asked afresh, since the bundled model was never trained on second questions; Settings, “A"
+                    " follow-up keeps”, lets it keep what was seen."
+                )
+            elif run.over and any(scene.answer is None for scene in run.scenes):
+                notes.append(
+                    "This question began with what was seen before, and the bundled model was never trained for that;"
+                    " press Clear, or let a follow-up keep nothing (Settings), and ask again."
+                )
+        return [note for note in (*notes, self.warning(question.film, question.model)) if note]
 
     # ---- what is shown ---------------------------------------------------------------------------------------------
 
@@ -425,43 +433,6 @@ def _not_running(session: Session) -> None:
         raise BadInput("a question is still being answered here; stop it first, or wait for its answer")
 
 
-def _texts(wish: Wish) -> tuple[str, tuple[str, ...]]:
-    text = str(wish.question or "").strip()
-    if not text:
-        raise BadInput("the question is empty; type one, e.g. When does she open the letter?")
-    if len(text) > MAX_QUESTION:
-        raise BadInput(f"the question has {len(text)} characters; at most {MAX_QUESTION} are accepted")
-    lines = wish.options.splitlines() if isinstance(wish.options, str) else [str(line) for line in wish.options or ()]
-    options = tuple(line.strip() for line in lines if line.strip())
-    if len(options) == 1:
-        raise BadInput("one option leaves nothing to choose; give two or more, one per line, or none")
-    if len(options) > len(LETTERS):
-        raise BadInput(f"{len(options)} options are too many; at most {len(LETTERS)} are accepted")
-    if len(set(options)) != len(options):
-        raise BadInput("two options are the same; give each once")
-    if any(len(option) > MAX_OPTION for option in options):
-        raise BadInput(f"an option has more than {MAX_OPTION} characters; shorten it")
-    for part in (text, *options):
-        try:
-            part.encode()
-        except UnicodeEncodeError:
-            raise BadInput("the question or an option is not valid text (UTF-8); type it anew") from None
-    return text, options
-
-
-def _memory(name: str) -> Memory:
-    match name:
-        case "conversation" | "clips" | "nothing":
-            return name
-    raise BadInput(f"a follow-up keeps 'conversation', 'clips' or 'nothing', got {name!r}")
-
-
-def _number(name: str, value: object, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise BadInput(f"{name} is a number from {low:g} to {high:g}, got {value!r}")
-    return float(value)
-
-
 def _further(examples: Sequence[Task]) -> dict[str, tuple[Task, ...]]:
     """Further questions about the examples' videos, by file name."""
     further: dict[str, tuple[Task, ...]] = {}
@@ -472,14 +443,24 @@ def _further(examples: Sequence[Task]) -> dict[str, tuple[Task, ...]]:
 
 
 def _listed(folders: Sequence[Path]) -> Iterator[str]:
-    """Video files below the folders, by name relative to theirs; links are not followed, hidden files not listed."""
+    """Plain video files below the folders, by name relative to theirs; no links, pipes, devices or hidden files.
+
+    A link that leads to an allowed film can still be typed; what leads elsewhere is refused and not even named.
+    """
     found = 0
     for folder in folders:
         for parent, below, names in os.walk(folder):
             below[:] = sorted(name for name in below if not name.startswith("."))
             for name in sorted(names):
-                if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                if name.lower().endswith(SUFFIXES) and not name.startswith(".") and _plain(Path(parent, name)):
                     found += 1
                     if found > MAX_LISTED:
                         return
                     yield str(Path(parent, name).relative_to(folder))
+
+
+def _plain(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:  # it went away meanwhile
+        return False

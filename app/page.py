@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Any
 from closeup.agent.task import Task
 from closeup.app.api import add_api, key_of
 from closeup.app.asking import Run, sentence
-from closeup.app.demo import Demo, Wish
+from closeup.app.demo import Demo
 from closeup.app.errors import BadInput
 from closeup.app.guard import Guard
 from closeup.app.html import script, style
 from closeup.app.sessions import Session, Turn
 from closeup.app.settings import MB
 from closeup.app.timeline import clock
+from closeup.app.wishes import Wish, default_memory
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -74,12 +75,11 @@ class Page:
         return self._arms(run.question.model, run.scenes, [arm.label for arm in run.arms], number, self._above(run))
 
     def _above(self, run: Run) -> str:
-        notes = [arm.note for arm in run.arms if arm.note]
+        notes = self.demo.notes(run)
         if run.ahead:
             one = run.ahead == 1
             notes.append(f"{run.ahead} question{'' if one else 's'} {'is' if one else 'are'} ahead of yours.")
-        notes.append(self.demo.warning(run.question.film, run.question.model))
-        return "".join(f'<p class="cud-note" role="status">{html.escape(note)}</p>' for note in notes if note)
+        return "".join(f'<p class="cud-note" role="status">{html.escape(note)}</p>' for note in notes)
 
     def _arms(self, model: str, scenes: Any, labels: list[str], number: int, above: str = "") -> str:
         several = len(scenes) > 1
@@ -189,7 +189,7 @@ def build(demo: Demo) -> "gr.Blocks":
                     tools = gr.CheckboxGroup(
                         choices=_tool_names(), value=demo.tools_of(own), label="Tools (answer is always there)"
                     )
-                    memory = gr.Radio(FOLLOW_UPS, value=_memory(demo, models[0]), label="A follow-up keeps")
+                    memory = gr.Radio(FOLLOW_UPS, value=default_memory(models[0]), label="A follow-up keeps")
             with gr.Column(scale=3, min_width=320, elem_classes="cud-stage"):
                 view = gr.HTML(WELCOME, elem_id="cud-view", apply_default_css=False)
                 before = gr.HTML("", elem_id="cud-before", apply_default_css=False)
@@ -260,7 +260,8 @@ def build(demo: Demo) -> "gr.Blocks":
                 def begin() -> Run:
                     demo.pick(key, task.videos[0].name)
                     asked = wish(*values)
-                    return demo.ask(key, replace(asked, question=task.question, options=list(task.options)))
+                    wish_now = replace(asked, question=task.question, options=list(task.options))
+                    return demo.ask(key, wish_now, afresh=True)  # one click runs it, whatever was asked before
 
                 first = [task.question, "\n".join(task.options), task.videos[0].name]
                 async for out in show(begin, key):
@@ -320,7 +321,7 @@ def build(demo: Demo) -> "gr.Blocks":
                 own.budget.max_steps,
                 own.temperature,
                 demo.tools_of(own),
-                _memory(demo, name),
+                default_memory(name),
             ]
 
         def on_preset(model_name: str, name: str) -> list[Any]:
@@ -353,12 +354,6 @@ def _can(can: bool) -> Any:
     import gradio as gr
 
     return gr.update(interactive=can)
-
-
-def _memory(demo: Demo, model: str) -> str:
-    from closeup.app.setup import BUNDLED
-
-    return "clips" if model in BUNDLED else "conversation"
 
 
 def _tool_names() -> list[str]:

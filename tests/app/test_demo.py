@@ -119,7 +119,9 @@ def test_an_example_is_asked_through_the_api(served: Served) -> None:
     states = [state["status"] for state in job.outputs()]
     assert states[-1] == "done"
     assert set(states) <= {"waiting", "running", "done"}
-    again = client.predict(question="Which digit is in the pink box?", options=["0", "1"], api_name="/ask")
+    again = client.predict(
+        question="Which digit is in the pink box?", options=["0", "1"], memory="clips", api_name="/ask"
+    )
     assert again["earlier"] == [[18.0, 21.0]]  # the same visitor: the film and what was seen of it are still there
     assert client.predict(api_name="/retry")["question"] == "Which digit is in the pink box?"
     assert client.predict(api_name="/clear") is True
@@ -413,8 +415,8 @@ def test_gradio_keeps_no_record_of_every_event(served: Served) -> None:
 
 
 def test_markup_is_shown_as_text(served: Served) -> None:
-    from closeup.app.demo import Wish
     from closeup.app.page import Page
+    from closeup.app.wishes import Wish
 
     demo = served.demo
     demo.pick("x", "digit.mp4")

@@ -15,11 +15,12 @@ import pytest
 
 from closeup.agent.policies.base import Policy
 from closeup.app.asking import Run, begin, without_paths
-from closeup.app.demo import Demo, Wish, result
+from closeup.app.demo import Demo, result
 from closeup.app.errors import BadInput
 from closeup.app.sessions import Line, LineFull, Sessions
 from closeup.app.settings import DemoSettings
 from closeup.app.uploads import Uploads, plain_name
+from closeup.app.wishes import Wish
 
 # Loaded by path: tests are no package, and must not need the working folder on Python's path.
 _helpers = runpy.run_path(str(Path(__file__).with_name("slow_policy.py")))
@@ -199,10 +200,42 @@ def test_a_follow_up_keeps_what_was_asked_for(
     assert ([18.0, 21.0] in found["earlier"]) is bool(clips)
 
 
+def test_the_bundled_model_is_asked_afresh_unless_a_visitor_wants_otherwise(demo_of: Callable[..., Demo]) -> None:
+    demo = demo_of(SlowPolicy(zoom_and_answer))
+    demo.pick("me", "digit.mp4")
+    first = demo.ask("me", Wish(QUESTION, OPTIONS))
+    assert finished(first)["answer"] == "6" and demo.notes(first) == []
+    again = demo.ask("me", Wish(QUESTION, OPTIONS))
+    assert finished(again)["earlier"] == []
+    (note,) = demo.notes(again)
+    assert note.startswith("Asked afresh, since the bundled model was never trained on second questions")
+    kept = demo.ask("me", Wish(QUESTION, OPTIONS, memory="clips"))
+    assert finished(kept)["earlier"] == [[18.0, 21.0]]
+    assert len(demo.sessions.get("me").turns) == 3
+    fresh = demo.ask("me", Wish(QUESTION, OPTIONS, memory="clips"), afresh=True)  # as a click on an example asks
+    assert finished(fresh)["earlier"] == []
+    assert [turn.question for turn in demo.sessions.get("me").turns] == [fresh.question]
+
+
+def test_a_follow_up_that_fails_says_how_to_go_on(demo_of: Callable[..., Demo]) -> None:
+    demo = demo_of(SlowPolicy(lambda request: zoom_and_answer(request) if "pink" not in str(request) else "no"))
+    demo.pick("me", "digit.mp4")
+    finished(demo.ask("me", Wish(QUESTION, OPTIONS)))
+    run = demo.ask("me", Wish("Which digit is in the pink box?", OPTIONS, memory="clips"))
+    assert finished(run)["answer"] is None
+    assert "press Clear" in demo.notes(run)[-1]
+
+
+def test_larger_models_keep_the_conversation() -> None:
+    from closeup.app.wishes import default_memory
+
+    assert (default_memory("tiny"), default_memory("org/a-model")) == ("nothing", "conversation")
+
+
 def test_what_does_not_fit_is_said(demo_of: Callable[..., Demo]) -> None:
     demo = demo_of(policy := SlowPolicy(zoom_and_answer))
     demo.pick("me", "digit.mp4")
-    run = demo.ask("me", Wish(QUESTION, OPTIONS))
+    run = demo.ask("me", Wish(QUESTION, OPTIONS, memory="clips"))
     finished(run)
     turns = demo.sessions.get("me").turns
     question, preset, task = run.question, run.question.presets[0][1], run.arms[0].task
@@ -255,8 +288,21 @@ def test_retry_asks_the_same_again_in_the_place_of_the_answer(demo_of: Callable[
         (Wish("q", max_steps=1.5), "max_steps is a whole number"),
         (Wish("q", max_steps=float("nan")), "max_steps is a number"),
         (Wish("q", temperature=-1), "temperature is a number from 0 to 10"),
-        (Wish("q", tools=["rm"]), "no tool named rm"),
+        (Wish("q", tools=["rm"]), "no tool named 'rm'"),
         (Wish("q", memory="all"), "keeps 'conversation', 'clips' or 'nothing', got 'all'"),
+        (Wish(5), "question is a text, got 5"),  # what follows is of a wrong type, as an HTTP request may have it
+        (Wish(["a"]), "question is a text, got \\['a'\\]"),
+        (Wish("q", 5), "options is a list of texts"),
+        (Wish("q", {"a": 1, "b": 2}), "options is a list of texts"),
+        (Wish("q", [{"a": 1}, 2]), "options is a list of texts"),
+        (Wish("q", model=["tiny"]), "model is a text"),
+        (Wish("q", model={"x": 1}), "model is a text"),
+        (Wish("q", preset={"a": 1}), "preset is a text"),
+        (Wish("q", preset=["a" * 9999]), "preset is a text, got \\['a{50,80}…$"),
+        (Wish("q", memory=1), "memory is a text"),
+        (Wish("q", tools=5), "tools is a list"),
+        (Wish("q", tools=[["zoom_clip"]]), "tools is a list"),
+        (Wish("q", compare="yes"), "compare is true or false, got 'yes'"),
     ],
 )
 def test_a_bad_wish_is_refused_in_a_sentence(demo_of: Callable[..., Demo], wish: Wish, said: str) -> None:
@@ -440,7 +486,7 @@ def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], said: s
 
 def test_a_film_that_is_too_long_is_refused(demo_of: Callable[..., Demo]) -> None:
     demo = demo_of(SlowPolicy(zoom_and_answer), max_minutes=1)
-    with pytest.raises(BadInput, match=r"digit.mp4 lasts 1 minutes and at most 1 are accepted"):
+    with pytest.raises(BadInput, match=r"digit.mp4 lasts 1:16 and at most 1:00 is accepted"):
         demo.pick("me", "digit.mp4")
     assert demo.sessions.get("me").film is None
 
@@ -451,8 +497,12 @@ def test_only_allowed_videos_are_picked(demo_of: Callable[..., Demo], tmp_path: 
         folder.mkdir()
         shutil.copy(examples / "digit.mp4", folder / "mine.mp4")
     (films / "link.mp4").symlink_to(secret / "mine.mp4")
+    (films / "near.mp4").symlink_to(films / "mine.mp4")
+    (films / "below").symlink_to(secret)
+    os.mkfifo(films / "pipe.mp4")
     demo = demo_of(SlowPolicy(zoom_and_answer), allow=(films,))
-    assert demo.films()[-2:] == ["link.mp4", "mine.mp4"]
+    bundled = [task.videos[0].name for task in demo.examples]
+    assert demo.films() == [*bundled, "mine.mp4"]  # nothing that would be refused, nor that it is there
     assert demo.pick("me", "mine.mp4").path == (films / "mine.mp4").resolve()
     for name in (
         "link.mp4",
