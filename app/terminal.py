@@ -75,8 +75,8 @@ class View:
             self._line(Text(f"{INDENT}{letter}. {printable(option)}"))
         for clip in event.overviews:
             times = clip.times()
-            spacing = (times[-1] - times[0]) / max(1, len(times) - 1)
-            self._line(Text(f"overview: {len(times)} frames, one every {spacing:.3g} s", style="dim"))
+            every = f"s, one every {(times[-1] - times[0]) / (len(times) - 1):.3g} s" if len(times) > 1 else ""
+            self._line(Text(f"overview: {len(times)} frame{every}", style="dim"))
             self._draw(clip, SMALL)
 
     def _token(self, event: Token) -> None:

@@ -164,3 +164,8 @@ def test_an_installed_module_is_returned_and_an_unknown_extra_refused() -> None:
     assert extras.require("dev", "json.decoder").__name__ == "json.decoder"
     with pytest.raises(ValueError, match="no extra 'video'"):
         extras.require("video", "json")
+
+
+def test_python_m_closeup_is_the_command() -> None:
+    ran = subprocess.run([sys.executable, "-m", "closeup", "--version"], capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith("closeup ")
