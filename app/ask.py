@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from closeup.app.errors import NO_ANSWER, USAGE, BadInput, complain
-from closeup.app.setup import BUNDLED, Overrides, choose_preset, open_policy
+from closeup.app.setup import BUNDLED, Overrides, check_overviews, choose_preset, open_policy
 from closeup.tools.video import Video
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def run(options: AskOptions) -> int:
     _check_save(options.save, options.video, options.subtitles)
     if options.model in BUNDLED:
         _warn_outside_world(options.video)
+    check_overviews(options.model, preset, [task])
     trajectory = _episode(task, options, preset)
     if options.as_json:
         sys.stdout.write(json.dumps(answer_object(trajectory)) + "\n")

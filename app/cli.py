@@ -234,6 +234,31 @@ def tools(
 
 
 @app.command()
+def models(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """List the families of models and what each supports."""
+    from closeup.app.models import run
+
+    raise typer.Exit(run(as_json=as_json))
+
+
+@app.command()
+def doctor(
+    model: ModelOption = "tiny",
+    preset: PresetOption = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Look also at a checkpoint that brings code of its own.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Check a checkpoint in seconds: family, prompts, tokens per frame, what fits, memory. No weight is read."""
+    from closeup.app.doctor import DoctorOptions, run
+
+    raise typer.Exit(run(DoctorOptions(model, preset, trust_remote_code, as_json)))
+
+
+@app.command()
 def mcp(
     transport: Annotated[
         str, typer.Option("--transport", help="stdio (a client starts this program) or http (streamable HTTP).")

@@ -57,6 +57,7 @@ def _is_bad_input(error: Exception) -> bool:
         ("closeup.agent.subtitles", "SubtitleError"),
         ("closeup.agent.trajectory", "TrajectoryError"),
         ("closeup.agent.models.load", "ModelError"),
+        ("closeup.agent.models.fit", "FitError"),
         ("closeup.agent.models.diskstore", "CacheError"),
         ("closeup.rl.evaluate", "EvalError"),
         ("closeup.rl.configfile", "ConfigError"),

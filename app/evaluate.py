@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from closeup.app.errors import NO_ANSWER, BadInput, complain
 from closeup.app.progress import bar
-from closeup.app.setup import Overrides, choose_preset, open_policy
+from closeup.app.setup import Overrides, check_overviews, choose_preset, open_policy
 
 if TYPE_CHECKING:
     from closeup.rl.statistics import Summary
@@ -59,6 +59,7 @@ def run(options: EvalOptions) -> int:
     if options.feature_cache is not None and options.feature_cache.exists() and not options.feature_cache.is_dir():
         raise BadInput(f"--feature-cache takes a folder, and {options.feature_cache} is a file; see: closeup cache")
     kept = {} if options.feature_cache is None else {"feature_cache": options.feature_cache}
+    check_overviews(options.model, preset, tasks)
     policy = open_policy(options.model, preset, **kept)
     with bar("eval", len(tasks)) as advance:
         summary, _ = evaluate(

@@ -16,9 +16,11 @@ from closeup.app.errors import BadInput
 from closeup.tools.registry import registered_tools
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from closeup.agent.policies.base import Policy
+    from closeup.agent.task import Task
 
 BUNDLED = ("tiny", "tiny-half")
 
@@ -63,6 +65,28 @@ def open_policy(model: str, preset: Preset, *, feature_cache: Path | None = None
 
     Raises `ModelError` (a sentence) when there is none to load, `CacheError` for a cache that cannot be used.
     """
+    quiet_libraries()
+    from closeup.agent.policies.transformers_policy import TransformersPolicy
+
+    return TransformersPolicy(model, timestamps=preset.timestamps, feature_cache_dir=feature_cache)
+
+
+def check_overviews(model: str, preset: Preset, tasks: Sequence[Task], *, trust_remote_code: bool = False) -> None:
+    """Refuse tasks whose first prompt cannot fit the preset's limits or the model's context, before weights are read.
+
+    Raises:
+        FitError: says what it takes, and how many frames would fit. ModelError: no model to load.
+    """
+    quiet_libraries()
+    from closeup.agent.models.fit import check_tasks
+    from closeup.agent.models.load import empty_adapter
+
+    adapter = empty_adapter(model, timestamps=preset.timestamps, trust_remote_code=trust_remote_code)
+    check_tasks(adapter, preset, tasks)
+
+
+def quiet_libraries() -> None:
+    """Settings that libraries read when they are imported: no progress bars, no advice, threads that wait asleep."""
     # Threads that wait by spinning starve each other on a busy machine: generation was 20 times slower there.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -71,6 +95,3 @@ def open_policy(model: str, preset: Preset, *, feature_cache: Path | None = None
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    from closeup.agent.policies.transformers_policy import TransformersPolicy
-
-    return TransformersPolicy(model, timestamps=preset.timestamps, feature_cache_dir=feature_cache)

@@ -6,7 +6,6 @@ ends it at once.
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 import sys
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from closeup.app.errors import INTERRUPTED, complain
 from closeup.app.progress import bar
+from closeup.app.setup import check_overviews, quiet_libraries
 from closeup.extras import require
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class TrainOptions:
 def run(options: TrainOptions) -> int:
     """Train; 0 when it is done, 130 when it was interrupted. Raises what becomes a sentence."""
     require("train", "accelerate")
-    _quiet()
+    quiet_libraries()
     from closeup.rl.config import GRPOConfig, SFTConfig
     from closeup.rl.configfile import load_config
     from closeup.rl.trainer import TrainingStopped
@@ -90,6 +90,7 @@ def _trainer(options: TrainOptions, config: Any) -> TreeTrainer:
         unseen = tasks(config.evaluation.tasks) if config.evaluation is not None else []
         asked = tasks(config.tasks) if options.kind == "grpo" else []
         shown = episodes_from(config, data, progress=told) if options.kind == "sft" else []
+    check_overviews(config.model, preset, [*asked, *unseen], trust_remote_code=config.trust_remote_code)
     adapter = load_adapter(
         config.model,
         dtype=config.dtype,
@@ -148,14 +149,3 @@ def _stopping(trainer: TreeTrainer) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _quiet() -> None:
-    """Settings that libraries read when they are imported; see `closeup.app.setup`."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()

@@ -137,7 +137,7 @@ class ChatMLAdapter(Adapter):
                 local_files_only=True,
             )
             tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except _faults() as error:
             raise ModelError(f"{checkpoint.model} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
         finally:
             if bar:
@@ -147,6 +147,29 @@ class ChatMLAdapter(Adapter):
         if not getattr(tokenizer, "is_fast", False):
             raise ModelError(f"{checkpoint.model} has no fast tokenizer: tokenizer.json is missing")
         model = model.to(where).eval()
+        return cls(model, tokenizer, read_pixel_settings(checkpoint.path), checkpoint, timestamps=timestamps)
+
+    @classmethod
+    def empty(cls, checkpoint: Checkpoint, *, timestamps: Timestamps) -> ChatMLAdapter:
+        """The adapter around a model without weights (on torch's meta device), from a checkpoint's small files.
+
+        It writes prompts, counts tokens and says where they stand, exactly as the loaded one, and refuses the same
+        files; it computes nothing. Raises `ModelError`.
+        """
+        from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+        try:
+            config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True)
+            with torch.device("meta"):
+                model = cls.model_class()(config).eval()
+            if (checkpoint.path / "generation_config.json").is_file():
+                model.generation_config = GenerationConfig.from_pretrained(checkpoint.path, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+        except _faults() as error:
+            reason = str(error).strip() or type(error).__name__
+            raise ModelError(f"{checkpoint.model} cannot be loaded: {reason.splitlines()[0]}") from error
+        if not getattr(tokenizer, "is_fast", False):
+            raise ModelError(f"{checkpoint.model} has no fast tokenizer: tokenizer.json is missing")
         return cls(model, tokenizer, read_pixel_settings(checkpoint.path), checkpoint, timestamps=timestamps)
 
     # ---- text and clips to ids -------------------------------------------------------------------------------------
@@ -274,6 +297,13 @@ class ChatMLAdapter(Adapter):
     @property
     def text_config(self) -> Any:
         return self.model.model.language_model.config
+
+
+def _faults() -> tuple[type[Exception], ...]:
+    """What the stock library raises of files that are damaged or of another model."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    return (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, StrictDataclassError)
 
 
 def _weight_bytes(folder: Path) -> int:

@@ -122,16 +122,38 @@ def load_adapter(
     if _folder(model)[0] is None:
         _download(model, _WANTED)
         _check_files(checkpoint.path)
-    if timestamps is None:
-        try:
-            timestamps = get_preset(checkpoint.preset).timestamps
-        except PresetError as error:
-            raise ModelError(f"{checkpoint.model} names a preset of its own (closeup.json): {error}") from None
-    module, _, cls = FAMILIES[checkpoint.family].partition(":")
-    adapter: Adapter = getattr(importlib.import_module(module), cls).load(
-        checkpoint, dtype=name, device=device, timestamps=timestamps
+    adapter: Adapter = family_class(checkpoint.family).load(
+        checkpoint, dtype=name, device=device, timestamps=_timestamps(checkpoint, timestamps)
     )
     return adapter
+
+
+def empty_adapter(model: str, *, timestamps: Timestamps | None = None, trust_remote_code: bool = False) -> Adapter:
+    """A checkpoint's adapter around a model without weights: what it writes and counts, in seconds for any size.
+
+    Of a hub id only the small files are downloaded. Raises `ModelError` for all that `load_adapter` refuses, except
+    what only the weights can tell.
+    """
+    checkpoint = find_checkpoint(model, trust_remote_code=trust_remote_code)
+    if _folder(model)[0] is None:
+        _download(model, [pattern for pattern in _WANTED if pattern != "*.safetensors"])
+    adapter: Adapter = family_class(checkpoint.family).empty(checkpoint, timestamps=_timestamps(checkpoint, timestamps))
+    return adapter
+
+
+def family_class(family: str) -> Any:
+    """The adapter class of a supported family; what it states of itself needs no checkpoint."""
+    module, _, name = FAMILIES[family].partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _timestamps(checkpoint: Checkpoint, wanted: Timestamps | None) -> Timestamps:
+    if wanted is not None:
+        return wanted
+    try:
+        return get_preset(checkpoint.preset).timestamps
+    except PresetError as error:
+        raise ModelError(f"{checkpoint.model} names a preset of its own (closeup.json): {error}") from None
 
 
 def _folder(model: str) -> tuple[Path | None, bool]:

@@ -35,7 +35,10 @@ def test_a_folder_is_found_with_its_family_and_preset(copy):
         (lambda d: (d / "config.json").unlink(), "holds no config.json"),
         (lambda d: (d / "config.json").write_text("{"), "cannot be read as JSON"),
         (lambda d: (d / "config.json").write_text("[]"), "must hold a JSON object"),
-        (lambda d: edit(d / "config.json", model_type="llava"), "of family 'llava'; supported: qwen2_5_vl"),
+        (
+            lambda d: edit(d / "config.json", model_type="gpt9"),
+            "of family 'gpt9'; supported: internvl, llava_onevision, qwen2_5_vl",
+        ),
         (lambda d: edit(d / "config.json", auto_map={"AutoModel": "m.M"}), "refused unless asked for"),
         (lambda d: (d / "model.safetensors").unlink(), "has no weights"),
         (
