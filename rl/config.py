@@ -442,11 +442,23 @@ class Teacher(_Settings):
     batch: int = Field(64, ge=1)
 
 
+class Template(_Settings):
+    """Tasks whose gold answers are learnt beside windows drawn at random (`closeup.rl.data.template`).
+
+    Attributes:
+        tasks: with gold answers. seed: of the windows.
+    """
+
+    tasks: TaskSource
+    seed: int = Field(0, ge=0)
+
+
 class SFTConfig(TrainConfig):
     """Supervised fine-tuning on recorded episodes; only the agent's own messages are learnt.
 
     Attributes:
-        trajectories: .jsonl files of recorded episodes; or teacher: a model that makes them.
+        trajectories: .jsonl files of recorded episodes; or teacher: a model that makes them; or template: tasks that
+            are made into episodes of one message, the gold answer.
         only_correct: leave episodes out that did not answer rightly. Failed ones are always left out.
         max_steps: updates; or num_train_epochs: passes over the episodes.
         packing: put episodes of several tasks into one tree (a forest) up to max_tree_tokens; without it a tree holds
@@ -457,6 +469,7 @@ class SFTConfig(TrainConfig):
     learning_rate: float = Field(2e-5, gt=0)
     trajectories: tuple[str, ...] = ()
     teacher: Teacher | None = None
+    template: Template | None = None
     only_correct: bool = False
     max_steps: int | None = Field(None, ge=1)
     num_train_epochs: float | None = Field(None, gt=0)
@@ -465,8 +478,11 @@ class SFTConfig(TrainConfig):
 
     @model_validator(mode="after")
     def _sft(self) -> SFTConfig:
-        if bool(self.trajectories) == (self.teacher is not None):
-            raise ValueError("give exactly one of trajectories (recorded .jsonl files) and teacher (a model)")
+        if bool(self.trajectories) + (self.teacher is not None) + (self.template is not None) != 1:
+            raise ValueError(
+                "give exactly one of trajectories (recorded .jsonl files), teacher (a model) and template (tasks with"
+                " gold answers)"
+            )
         if (self.max_steps is None) == (self.num_train_epochs is None):
             raise ValueError("give exactly one of max_steps and num_train_epochs")
         return self

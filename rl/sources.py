@@ -7,6 +7,7 @@ again.
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,11 +16,13 @@ from closeup.agent.models.load import default_preset
 from closeup.agent.policies.transformers_policy import TransformersPolicy
 from closeup.agent.preset import Preset, get_preset
 from closeup.agent.task import Task, load_tasks
-from closeup.agent.trajectory import Trajectory, TrajectoryError, read_trajectories
-from closeup.rl.config import GRPOConfig, Needles, SFTConfig, TaskSource, Teacher, TrainConfig
+from closeup.agent.trajectory import Trajectory, TrajectoryError, read_trajectories, write_trajectories
+from closeup.rl.config import GRPOConfig, Needles, SFTConfig, TaskSource, Teacher, Template, TrainConfig
 from closeup.rl.data.needles import write
+from closeup.rl.data.template import Fault, template_episodes
 from closeup.rl.evaluate import evaluate
 
+log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 """Called as `progress(what, done, total)`."""
 
@@ -64,17 +67,24 @@ def check_files(config: TrainConfig) -> None:
         if config.teacher is not None:
             default_preset(config.teacher.model)
             sources.append(config.teacher.tasks)
+        if config.template is not None:
+            sources.append(config.template.tasks)
     for source in sources:
         if source.file is not None:
             load_tasks(Path(source.file))
 
 
 def episodes_from(config: SFTConfig, folder: Path, *, progress: Progress | None = None) -> list[Trajectory]:
-    """The episodes an SFT run learns from: recorded ones, or a teacher's, which is run below `folder` unless it was.
+    """The episodes an SFT run learns from: recorded ones, a teacher's, or tasks made into episodes.
+
+    What is made is made below `folder`, unless it was.
 
     Raises:
-        TrajectoryError: a file that cannot be read. ModelError: a teacher that cannot be loaded.
+        TrajectoryError: a file that cannot be read, or tasks of which none becomes an episode. ModelError: a teacher
+            that cannot be loaded.
     """
+    if config.template is not None:
+        return _templates(config.template, preset_of(config.model, config.preset), folder, progress)
     if config.teacher is not None:
         return _taught(config.teacher, folder, progress)
     return [t for path in config.trajectories for t in read_trajectories(Path(path))]
@@ -95,6 +105,28 @@ def _taught(teacher: Teacher, folder: Path, progress: Progress | None) -> list[T
         progress=None if progress is None else (lambda done: progress("teacher", done, total)),
     )
     return episodes
+
+
+def _templates(template: Template, preset: Preset, folder: Path, progress: Progress | None) -> list[Trajectory]:
+    tasks = tasks_from(template.tasks, folder, progress=progress)
+    shape = template.model_dump_json() + preset.model_dump_json() + "".join(task.model_dump_json() for task in tasks)
+    path = folder / f"template-{hashlib.sha256(shape.encode()).hexdigest()[:12]}.jsonl"
+    if not path.is_file():
+        total = len(tasks)
+        told = None if progress is None else (lambda done: progress("episodes", done, total))
+        made = list(template_episodes(tasks, preset, seed=template.seed, progress=told))
+        faults = [one for one in made if isinstance(one, Fault)]
+        for fault in faults:
+            log.warning("no episode of task %s: %s", fault.task, fault.reason)
+        if len(faults) == total:
+            raise TrajectoryError(
+                f"none of the {total} tasks becomes an episode to learn; the first, {faults[0].task!r}:"
+                f" {faults[0].reason}"
+            )
+        partial = path.with_suffix(".part")
+        write_trajectories(partial, [one for one in made if isinstance(one, Trajectory)])
+        partial.replace(path)
+    return list(read_trajectories(path))
 
 
 def preset_of(model: str, name: str | None) -> Preset:

@@ -132,7 +132,7 @@ def test_gradients_in_half_precision(run: Run, kind: str, two_phase: bool, check
 
 
 def test_an_update_as_in_the_papers_recipes(tmp_path: Path) -> None:
-    """configs/love_r1_grpo.yaml: flex, two_phase, recomputation and autocast at once, through the trainer."""
+    """configs/love_r1/stage3.yaml: flex, two_phase, recomputation and autocast at once, through the trainer."""
     pytest.importorskip("accelerate", reason="the train extra is not installed")
     file = write(2, 21, tmp_path / "needles", seconds=(16, 20))
     raw: dict[str, Any] = {

@@ -29,7 +29,7 @@ from closeup.rl.reward_config import build_rewards
 from closeup.rl.rollout import Rollouts
 from closeup.rl.starts import grounding_preset, is_grounding, opening
 
-RECIPE = Path(__file__).resolve().parents[2] / "configs" / "love_r1_grpo.yaml"
+RECIPE = Path(__file__).resolve().parents[2] / "configs" / "love_r1" / "stage3.yaml"
 LOVE = get_preset("love_r1-grpo")
 
 ROW = {

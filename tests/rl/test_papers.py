@@ -25,7 +25,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def recipe(name: str) -> GRPOConfig:
-    return load_config(GRPOConfig, CONFIGS / f"{name}_grpo.yaml")
+    return load_config(GRPOConfig, CONFIGS / ("love_r1/stage3.yaml" if name == "love_r1" else f"{name}_grpo.yaml"))
 
 
 def test_love_r1_clips_gradients_where_its_script_does() -> None:

@@ -22,24 +22,42 @@ RAW: dict[str, Any] = {"output_dir": "runs/x", "max_steps": 3, "tasks": {"file":
 SFT: dict[str, Any] = {"output_dir": "runs/x", "max_steps": 3, "trajectories": ["a.jsonl"]}
 
 
+def kind_of(path: Path) -> type[TrainConfig]:
+    return SFTConfig if "sft" in path.stem or path.stem in ("stage1", "stage2") else GRPOConfig
+
+
 def refused(message: str, kind: type[TrainConfig] = GRPOConfig, **changes: Any) -> None:
     base = RAW if kind is GRPOConfig else SFT
     with pytest.raises(ConfigError, match=message):
         checked(kind, {**base, **changes})
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_committed_configuration_is_accepted(path: Path) -> None:
-    kind: type[TrainConfig] = SFTConfig if "sft" in path.stem else GRPOConfig
-    assert load_config(kind, path).output_dir
+    config = load_config(kind_of(path), path)
+    assert config.output_dir
+    if config.preset is not None:
+        assert get_preset(config.preset)
 
 
 def test_there_are_configurations() -> None:
-    wanted = {f"{name}_{kind}" for name in ("tiny", "love_r1", "longvila_r1") for kind in ("sft", "grpo")}
-    assert wanted <= {path.stem for path in CONFIGS.glob("*.yaml")}
+    wanted = {f"{name}_{kind}" for name in ("tiny", "longvila_r1") for kind in ("sft", "grpo")}
+    wanted |= {"stage1", "stage2", "stage3"}
+    assert wanted <= {path.stem for path in CONFIGS.rglob("*.yaml")}
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*_grpo.yaml")), ids=lambda path: path.stem)
+def test_each_stage_of_love_r1_begins_with_what_the_one_before_it_made() -> None:
+    first, second, third = (
+        load_config(kind_of(path), path) for path in sorted((CONFIGS / "love_r1").glob("stage*.yaml"))
+    )
+    assert first.model == "Qwen/Qwen2.5-VL-7B-Instruct"
+    assert (second.model, third.model) == (f"{first.output_dir}/final", f"{second.output_dir}/final")
+    assert (first.preset, second.preset, third.preset) == ("love_r1-template", "love_r1-sft", "love_r1-grpo")
+
+
+@pytest.mark.parametrize(
+    "path", sorted(path for path in CONFIGS.rglob("*.yaml") if kind_of(path) is GRPOConfig), ids=lambda path: path.stem
+)
 def test_estimator_rewards_and_preset_of_a_recipe_belong_together(path: Path) -> None:
     config = load_config(GRPOConfig, path)
     if config.preset is not None:
@@ -55,12 +73,20 @@ def test_estimator_rewards_and_preset_of_a_recipe_belong_together(path: Path) ->
 
 def test_the_papers_numbers() -> None:
     """seeds.md, sections 1.4 and 2.2."""
-    love = load_config(GRPOConfig, CONFIGS / "love_r1_grpo.yaml")
+    love = load_config(GRPOConfig, CONFIGS / "love_r1" / "stage3.yaml")
     assert (love.learning_rate, love.num_generations, love.beta, love.weight_decay) == (1e-6, 8, 0, 0.01)
     assert (love.max_completion_length, love.temperature, love.epsilon, love.loss_type) == (512, 0.9, 0.2, "grpo")
-    chains = load_config(SFTConfig, CONFIGS / "love_r1_sft.yaml")
-    assert (chains.learning_rate, chains.num_train_epochs, chains.warmup_steps) == (1e-5, 2, 0.05)
-    assert (chains.gradient_accumulation_steps, chains.max_grad_norm, chains.max_length) == (16, 5, 20_500)
+    for stage, epochs in (("stage1", 1), ("stage2", 2)):
+        tuned = load_config(SFTConfig, CONFIGS / "love_r1" / f"{stage}.yaml")
+        assert (tuned.learning_rate, tuned.num_train_epochs, tuned.warmup_steps) == (1e-5, epochs, 0.05)
+        assert (tuned.gradient_accumulation_steps, tuned.max_grad_norm, tuned.max_length) == (16, 5, 20_500)
+        assert (tuned.per_device_train_batch_size, tuned.train_vision, tuned.bf16) == (1, False, True)
+    assert (love.max_grad_norm, love.train_vision, love.advantage, love.lr_scheduler_type) == (
+        5,
+        False,
+        "love_r1",
+        "cosine",
+    )
     vila = load_config(GRPOConfig, CONFIGS / "longvila_r1_grpo.yaml")
     assert (vila.epsilon, vila.epsilon_high, vila.delta, vila.beta) == (0.2, 0.3, 3.0, 0.01)
     assert (8 * vila.gradient_accumulation_steps, 8 * vila.micro_steps, vila.updates_per_generation) == (128, 512, 4)
@@ -172,7 +198,7 @@ def test_every_estimator_takes_the_default_rewards(advantage: str) -> None:
 
 
 def test_sft_needs_one_source_and_one_length() -> None:
-    refused("exactly one of trajectories .* and teacher", SFTConfig, trajectories=[])
+    refused("exactly one of trajectories .*, teacher .* and template", SFTConfig, trajectories=[])
     refused("exactly one of max_steps and num_train_epochs", SFTConfig, num_train_epochs=1)
     assert checked(SFTConfig, {**SFT, "max_steps": None, "num_train_epochs": 0.5}).num_train_epochs == 0.5
 

@@ -144,7 +144,7 @@ def test_videos_that_are_not_there_cannot_be_recorded(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("recipe", "layout", "rows"),
     [
-        ("love_r1_sft", "love_r1", [love(ZOOM, zoomin_intervals=[[2, 8]]), love(ANSWER, id="y")]),
+        ("love_r1/stage2", "love_r1", [love(ZOOM, zoomin_intervals=[[2, 8]]), love(ANSWER, id="y")]),
         ("longvila_r1_sft", "longvideo_reason", [LONG, LONG | {"problem_id": 2, "answer": "A"}]),
     ],
 )
