@@ -112,6 +112,13 @@ class InternVLAdapter(ChatMLAdapter):
         return pieces
 
     def positions(self, ids: Sequence[int], media: Sequence[Media], *, start: int = 0) -> NDArray[np.int64]:
+        end, rope = start + len(ids), getattr(self.text_config, "rope_parameters", None) or {}
+        if end > self.max_context and rope.get("rope_type") == "dynamic":
+            raise ValueError(
+                f"{end} tokens are more than the text model's {self.max_context}, from which on its rotary frequencies "
+                "follow the longest path of a forward (rope_type dynamic), so that paths would change each other: use "
+                f"fewer or smaller frames, and in training set max_length to {self.max_context} at most"
+            )
         blocks = [grid[0] * self.geometry.tile_tokens for item in media for grid in item.grids]
         return start + plain_positions(ids, blocks, self.pad_ids)
 

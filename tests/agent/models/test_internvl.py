@@ -488,6 +488,24 @@ def test_positions_count_up_and_pads_must_be_the_clips(native):
         plain_positions([9, 1, 1, 9, 1, 1, 1], [2, 2], [1])
 
 
+def test_paths_beyond_what_dynamic_frequencies_leave_alone_are_refused(tmp_path):
+    """One long path would change the logits of every other in a tree: shown here on the stock model, then refused."""
+    folder = write_random_checkpoint(tmp_path / "short", family="internvl", max_position_embeddings=40)
+    adapter = load_adapter(str(folder), device="cpu")
+    ids = list(adapter.encode([Message.of("user", "Which digit is in the red box? " * 3)], {}).ids)
+    assert len(ids) > 40
+    with torch.inference_mode():
+        short, long = torch.tensor([ids[:20]]), torch.arange(len(ids))
+        alone = adapter.model(input_ids=short, position_ids=long[None, :20]).logits
+        beside = adapter.model(
+            input_ids=torch.tensor([ids]), position_ids=long[None], attention_mask=torch.ones(1, len(ids))
+        ).logits[:, :20]
+    assert (alone - beside).abs().max() > 1e-2
+    assert adapter.positions(ids[:40], ()).shape == (1, 40)
+    with pytest.raises(ValueError, match=r"41 tokens are more than the text model's 40.*max_length to 40 at most"):
+        adapter.positions(ids[:41], ())
+
+
 # ---- what is refused -----------------------------------------------------------------------------------------------
 
 
