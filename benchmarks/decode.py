@@ -2,13 +2,14 @@
 
     python benchmarks/decode.py [--repeat N] [--threads N] [--quick]
 
-Two files of one hour are made once and kept in the system's temporary folder: 640x360, 30 frames per second, H.264 with
-B-frames, a key frame at most every 250 or every 48 frames (one minute is encoded, then repeated by stream copy). Every
-measurement is a process of its own, and its cost is the CPU seconds (user + system, children included) from the moment
-its libraries are loaded; arms take turns in random order within each repetition. All arms return the same frames as
-uint8 RGB of the same size (checked by shape); our frame store is off. decord and torchcodec are used directly, as their
-own documentation does, not through our backends. The ffmpeg program decodes and throws away: it is the limit for tasks
-in which every frame must be decoded.
+Three files of one hour are made once and kept in the system's temporary folder: 640x360, 30 frames per second, H.264;
+two with B-frames, a key frame at most every 250 or every 48 frames, and one without B-frames, where no frame can be
+left undecoded (one minute is encoded, then repeated by stream copy). Every measurement is a process of its own, and its
+cost is the CPU seconds (user + system, children included) from the moment its libraries are loaded; arms take turns in
+random order within each repetition. All arms return the same frames as uint8 RGB of the same size (checked by shape);
+our frame store is off. decord and torchcodec are used directly, as their own documentation does, not through our
+backends. The ffmpeg program is the limit where stretches are decoded whole: it throws frames away, and where every
+frame is returned a second arm of it scales and converts them.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ import _report
 
 SECONDS, RATE, SIZE = 3600, 30, (360, 640)
 SMALL, LARGE = (126, 224), (252, 448)  # (height, width) of a skim and of a zoom
-ARMS = ("closeup", "decord", "torchcodec", "ffmpeg")
+ARMS = ("closeup", "decord", "torchcodec", "ffmpeg", "ffmpeg-rgb")
+LIMIT = ["-t", "600"]  # what the ffmpeg program decodes of ten minutes
 Window = list[float]
 Runs = dict[tuple[str, str], list[dict[str, float]]]  # (task, arm) -> its repetitions
 
@@ -49,33 +51,41 @@ def tasks(seed: int, quick: bool) -> dict[str, dict[str, Any]]:
     def spread(count: int) -> list[Window]:
         return [[SECONDS * (n + 0.5) / count for n in range(count)]]
 
+    seconds = [[n + 0.5 for n in range(600)]]
+    frames = [[(n + 0.5) / RATE for n in range(60 * RATE)]]
     result: dict[str, dict[str, Any]] = {
-        "open": {"gop": 250, "size": SMALL, "calls": []},
-        "uniform 128, GOP 250": {"gop": 250, "size": SMALL, "calls": spread(128)},
-        "uniform 128, GOP 48": {"gop": 48, "size": SMALL, "calls": spread(128)},
-        "20 windows of 10 s at 2 fps, GOP 250": {"gop": 250, "size": LARGE, "calls": zooms},
-        "20 windows of 10 s at 2 fps, GOP 48": {"gop": 48, "size": LARGE, "calls": zooms},
-        "every second of 10 min, GOP 250": {"gop": 250, "size": SMALL, "calls": [[n + 0.5 for n in range(600)]]},
-        "skim 128 key frames, GOP 250": {"gop": 250, "size": SMALL, "calls": spread(128), "mode": "keyframe"},
+        "open": {"file": "gop250", "size": SMALL, "calls": []},
+        "uniform 128, GOP 250": {"file": "gop250", "size": SMALL, "calls": spread(128)},
+        "uniform 128, GOP 48": {"file": "gop48", "size": SMALL, "calls": spread(128)},
+        "20 windows of 10 s at 2 fps, GOP 250": {"file": "gop250", "size": LARGE, "calls": zooms},
+        "20 windows of 10 s at 2 fps, GOP 48": {"file": "gop48", "size": LARGE, "calls": zooms},
+        "every second of 10 min, GOP 250": {"file": "gop250", "size": SMALL, "calls": seconds, "limit": ["-t", "600"]},
+        "every second of 10 min, no B-frames": {
+            "file": "plain",
+            "size": SMALL,
+            "calls": seconds,
+            "limit": ["-t", "600"],
+        },
+        "every frame of 1 min, no B-frames": {"file": "plain", "size": SMALL, "calls": frames, "limit": ["-t", "60"]},
+        "skim 128 key frames, GOP 250": {"file": "gop250", "size": SMALL, "calls": spread(128), "mode": "keyframe"},
     }
     if not quick:
-        result["uniform 512, GOP 250"] = {"gop": 250, "size": SMALL, "calls": spread(512)}
-        result["uniform 512, GOP 48"] = {"gop": 48, "size": SMALL, "calls": spread(512)}
+        result["uniform 512, GOP 250"] = {"file": "gop250", "size": SMALL, "calls": spread(512)}
+        result["uniform 512, GOP 48"] = {"file": "gop48", "size": SMALL, "calls": spread(512)}
     return result
 
 
-ALL_FRAMES = "every second of 10 min, GOP 250"  # asks for so many frames that none can be left undecoded
-LIMIT = ("-t", "600")  # what the ffmpeg program decodes for it
+FILES = {"gop250": ("-g", "250", "-bf", "3"), "gop48": ("-g", "48", "-bf", "3"), "plain": ("-g", "250", "-bf", "0")}
 
 
-def make_hour(folder: Path, gop: int) -> Path:
+def make_hour(folder: Path, file: str) -> Path:
     """One hour of moving pictures, made once."""
-    path = folder / f"hour-{SIZE[1]}x{SIZE[0]}-gop{gop}.mp4"
+    path = folder / f"hour-{SIZE[1]}x{SIZE[0]}-{file}.mp4"
     if path.exists():
         return path
-    minute, part = folder / f"minute-gop{gop}.mp4", path.with_suffix(".part.mp4")
+    minute, part = folder / f"minute-{file}.mp4", path.with_suffix(".part.mp4")
     source = f"mandelbrot=s={SIZE[1]}x{SIZE[0]}:r={RATE},format=yuv420p"
-    x264 = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "31", "-bf", "3", "-g", str(gop)]
+    x264 = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "31", *FILES[file]]
     ffmpeg = ["ffmpeg", "-v", "error", "-y"]
     subprocess.run([*ffmpeg, "-f", "lavfi", "-i", source, "-t", "60", *x264, minute], check=True)
     loop = ["-stream_loop", str(SECONDS // 60 - 1), "-i", minute, "-c", "copy", "-movflags", "+faststart"]
@@ -141,13 +151,20 @@ def with_torchcodec(path: str, task: dict[str, Any], threads: int) -> Callable[[
 
 
 def with_ffmpeg(path: str, task: dict[str, Any], threads: int) -> Callable[[], Any]:
-    command = ["ffmpeg", "-v", "error", "-threads", str(threads), "-i", path, "-an", *LIMIT, "-f", "null", "-"]
+    command = ["ffmpeg", "-v", "error", "-threads", str(threads), "-i", path, "-an", *task["limit"], "-f", "null", "-"]
     return lambda: (float(SECONDS), subprocess.run(command, check=True) and None)
+
+
+def with_ffmpeg_rgb(path: str, task: dict[str, Any], threads: int) -> Callable[[], Any]:
+    height, width = task["size"]
+    scaled = f"scale={width}:{height}:flags=bilinear+accurate_rnd+full_chroma_int,format=rgb24"
+    return with_ffmpeg(path, {"limit": [*task["limit"], "-vf", scaled]}, threads)
 
 
 def measure(arm: str, path: str, task: dict[str, Any], threads: int) -> dict[str, float]:
     """CPU and wall seconds, and MiB of memory at the peak, of one task."""
     prepare = {"closeup": with_closeup, "decord": with_decord, "torchcodec": with_torchcodec, "ffmpeg": with_ffmpeg}
+    prepare["ffmpeg-rgb"] = with_ffmpeg_rgb
     work = prepare[arm](path, task, threads)
     cpu, wall = _cpu_seconds(), time.perf_counter()
     duration, pixels = work()
@@ -171,7 +188,9 @@ def _cpu_seconds() -> float:
 def available(arm: str, name: str, task: dict[str, Any]) -> bool:
     """Whether an arm can do a task here."""
     if arm == "ffmpeg":
-        return name == ALL_FRAMES
+        return "limit" in task
+    if arm == "ffmpeg-rgb":
+        return name.startswith("every frame")
     if task.get("mode") == "keyframe":
         return arm == "closeup"
     return arm == "closeup" or importlib.util.find_spec(arm) is not None
@@ -204,7 +223,7 @@ def main() -> None:
         raise SystemExit("this benchmark needs the ffmpeg program (Debian: apt install ffmpeg)")
     folder = Path(tempfile.gettempdir()) / "closeup-decode-benchmark"
     folder.mkdir(exist_ok=True)
-    hours = {gop: make_hour(folder, gop) for gop in (250, 48)}
+    hours = {file: make_hour(folder, file) for file in FILES}
     work = tasks(options.seed, options.quick)
     runs: Runs = {}
     shuffle = random.Random(options.seed)
@@ -212,7 +231,7 @@ def main() -> None:
         for name, task in work.items():
             arms = [arm for arm in ARMS if available(arm, name, task)]
             for arm in shuffle.sample(arms, len(arms)):
-                measured = in_child(arm, hours[task["gop"]], task, options.threads)
+                measured = in_child(arm, hours[task["file"]], task, options.threads)
                 runs.setdefault((name, arm), []).append(measured)
                 sys.stderr.write(f"{done}/{options.repeat} {name}, {arm}: {measured['cpu_s']:.2f} CPU s\n")
         report(options, work, runs)  # after each repetition, so that an interrupted run is not lost
@@ -237,12 +256,13 @@ def report(
             line.append(f"{ratio:.2f}x")
         else:
             line.append("")
-        if (name, "ffmpeg") in cpu:
-            ratio = ours / cpu[name, "ffmpeg"]
-            targets[f"{name}: within 1.3x of ffmpeg"] = {"met": ratio <= 1.3, "ratio": round(ratio, 2)}
+        for limit in ("ffmpeg", "ffmpeg-rgb"):
+            if (name, limit) not in cpu:
+                line.append("")
+                continue
+            ratio = ours / cpu[name, limit]
+            targets[f"{name}: within 1.3x of {limit}"] = {"met": ratio <= 1.3, "ratio": round(ratio, 2)}
             line.append(f"{ratio:.2f}x")
-        else:
-            line.append("")
         lines.append(line)
     settings = {
         "seed": options.seed,
@@ -262,7 +282,7 @@ def report(
     result = {"environment": where, "ffmpeg": ffmpeg, "settings": settings, "targets": targets}
     result |= {"table": table, "rows": rows}
     path = _report.write(options.name, result)
-    columns = ["CPU s (median)", *ARMS, "decord / ours", "ours / ffmpeg"]
+    columns = ["CPU s (median)", *ARMS, "decord / ours", "ours / ffmpeg", "ours / ffmpeg-rgb"]
     _report.show(f"{where['cpu']}, {options.threads} threads, commit {where['commit']}", columns, lines)
     sys.stdout.write(f"written to {path.relative_to(_report.ROOT)}\n")
 
