@@ -39,9 +39,7 @@ class AskOptions:
     subtitles: Path | None = None
     model: str = "tiny"
     preset: str | None = None
-    max_steps: int | None = None
-    tools: str | None = None
-    temperature: float | None = None
+    overrides: Overrides = Overrides()
     as_json: bool = False
     save: Path | None = None
     seed: int = 0
@@ -50,9 +48,7 @@ class AskOptions:
 def run(options: AskOptions) -> int:
     """Answer, print, save; returns the exit code. Raises what the CLI turns into a sentence (exit code 2)."""
     task = _task(options)
-    preset = choose_preset(
-        options.model, options.preset, Overrides(options.max_steps, options.tools, options.temperature)
-    )
+    preset = choose_preset(options.model, options.preset, options.overrides)
     _check_save(options.save, options.video, options.subtitles)
     if options.model in BUNDLED:
         _warn_outside_world(options.video)

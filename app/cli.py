@@ -37,6 +37,16 @@ StepsOption = Annotated[
     int | None, typer.Option("--max-steps", min=1, max=256, help="Assistant messages at most; the last must answer.")
 ]
 TemperatureOption = Annotated[float | None, typer.Option("--temperature", min=0.0, max=10.0, help="0 is greedy.")]
+FpsOption = Annotated[
+    float | None, typer.Option("--fps", min=0.001, max=240, help="Frames of the overview per second, as many as fit.")
+]
+FramesOption = Annotated[
+    int | None,
+    typer.Option("--frames", min=1, max=8192, help="So many frames of overview; with --fps at most so many."),
+]
+BoundOption = Annotated[
+    str | None, typer.Option("--bound", help="Show an overview of this part only: START:END in seconds.")
+]
 FolderOption = Annotated[
     Path | None, typer.Option("--dir", help="The cache's folder. Default: $CLOSEUP_CACHE, or one in the user's cache.")
 ]
@@ -65,12 +75,16 @@ def ask(
     max_steps: StepsOption = None,
     tools: ToolsOption = None,
     temperature: TemperatureOption = None,
+    fps: FpsOption = None,
+    frames: FramesOption = None,
+    bound: BoundOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     save: Annotated[Path | None, typer.Option("--save", help="Append the trajectory to this .jsonl file.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the sampling.")] = 0,
 ) -> None:
     """Ask a question about a video and watch the agent find the answer."""
     from closeup.app.ask import AskOptions, run
+    from closeup.app.setup import Overrides
 
     raise typer.Exit(
         run(
@@ -81,9 +95,7 @@ def ask(
                 subtitles=subtitles,
                 model=model,
                 preset=preset,
-                max_steps=max_steps,
-                tools=tools,
-                temperature=temperature,
+                overrides=Overrides(max_steps, tools, temperature, fps, frames, bound),
                 as_json=as_json,
                 save=save,
                 seed=seed,
@@ -101,6 +113,9 @@ def evaluate(
     max_steps: StepsOption = None,
     tools: ToolsOption = None,
     temperature: TemperatureOption = None,
+    fps: FpsOption = None,
+    frames: FramesOption = None,
+    bound: BoundOption = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N tasks.")] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, max=256, help="Episodes that run together.")] = 16,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
@@ -111,6 +126,7 @@ def evaluate(
 ) -> None:
     """Accuracy, zoom hits, steps and tokens on a task file; stop it and run it again to go on."""
     from closeup.app.evaluate import EvalOptions, run
+    from closeup.app.setup import Overrides
 
     raise typer.Exit(
         run(
@@ -119,9 +135,7 @@ def evaluate(
                 model=model,
                 preset=preset,
                 out=out,
-                max_steps=max_steps,
-                tools=tools,
-                temperature=temperature,
+                overrides=Overrides(max_steps, tools, temperature, fps, frames, bound),
                 limit=limit,
                 batch=batch,
                 as_json=as_json,

@@ -25,9 +25,7 @@ class EvalOptions:
     model: str = "tiny"
     preset: str | None = None
     out: Path | None = None
-    max_steps: int | None = None
-    tools: str | None = None
-    temperature: float | None = None
+    overrides: Overrides = Overrides()
     limit: int | None = None
     batch: int = 16
     as_json: bool = False
@@ -40,9 +38,7 @@ def run(options: EvalOptions) -> int:
     from closeup.agent.task import load_tasks
 
     tasks = load_tasks(options.tasks)[: options.limit]
-    preset = choose_preset(
-        options.model, options.preset, Overrides(options.max_steps, options.tools, options.temperature)
-    )
+    preset = choose_preset(options.model, options.preset, options.overrides)
     missing = [task.id for task in tasks if not all(video.is_file() for video in task.videos)]
     if len(missing) == len(tasks):
         raise BadInput(f"none of the videos of {options.tasks} is there; see: closeup data validate {options.tasks}")
@@ -69,7 +65,7 @@ def run(options: EvalOptions) -> int:
             out=out,
             batch=options.batch,
             seed=options.seed,
-            temperature=options.temperature,
+            temperature=options.overrides.temperature,
             progress=advance,
         )
     if left := len(tasks) - summary.overall.n:

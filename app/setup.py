@@ -9,6 +9,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from closeup.agent.environment import VideoQAEnv
 from closeup.agent.models.load import default_preset
 from closeup.agent.preset import Preset, get_preset
@@ -32,6 +34,9 @@ class Overrides:
     max_steps: int | None = None
     tools: str | None = None
     temperature: float | None = None
+    fps: float | None = None
+    frames: int | None = None
+    bound: str | None = None
 
 
 def choose_preset(model: str, name: str | None, overrides: Overrides) -> Preset:
@@ -44,11 +49,28 @@ def choose_preset(model: str, name: str | None, overrides: Overrides) -> Preset:
         preset = preset.model_copy(update={"temperature": overrides.temperature})
     if overrides.tools is not None:
         preset = preset.model_copy(update={"tools": _tool_names(overrides.tools)})
+    if (overrides.fps, overrides.frames, overrides.bound) != (None, None, None):
+        bound = None if overrides.bound is None else _window(overrides.bound)
+        try:
+            preset = preset.showing(fps=overrides.fps, frames=overrides.frames, bound=bound)
+        except ValidationError as error:
+            raise BadInput(f"no overview can be so: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
     try:
         VideoQAEnv(preset).close()  # an unknown dialect, prompt set or tool shows here, before a model is loaded
     except ValueError as error:
         raise BadInput(f"the preset {preset.name!r} cannot be used: {error}") from None
     return preset
+
+
+def _window(text: str) -> tuple[float, float]:
+    """Two times in seconds from `START:END`. Raises `BadInput`."""
+    start, colon, end = text.partition(":")
+    try:
+        if not colon:
+            raise ValueError
+        return float(start), float(end)
+    except ValueError:
+        raise BadInput(f"--bound takes two times in seconds, START:END, such as 10:25.5; got {text!r}") from None
 
 
 def _tool_names(text: str) -> tuple[str, ...]:
