@@ -54,7 +54,7 @@ class Qwen3VLAdapter(QwenVisionAdapter):
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, *, dtype: str, device: str, timestamps: Timestamps) -> ChatMLAdapter:
-        """As `ChatMLAdapter.load`; what `prepare` refuses of the processors' files is refused before weights are read."""
+        """As `ChatMLAdapter.load`; processors that disagree are refused before weights are read."""
         _one_kind_of_pixels(checkpoint)
         return super().load(checkpoint, dtype=dtype, device=device, timestamps=timestamps)
 
@@ -86,8 +86,11 @@ class Qwen3VLAdapter(QwenVisionAdapter):
 
     def tower(self, pixels: torch.Tensor, grid: torch.Tensor) -> Sequence[torch.Tensor]:
         found = self.model.model.get_video_features(pixels, grid)
-        levels = (found.pooler_output, *found.deepstack_features)
-        return [torch.cat(of_chunk, dim=-1) for of_chunk in zip(*levels, strict=True)]
+        counts = [len(rows) for rows in found.pooler_output]
+        # transformers 5.17 leaves the deepstack levels of all chunks in one tensor; 5.19 and later divide them too
+        levels = [level if isinstance(level, torch.Tensor) else torch.cat(level) for level in found.deepstack_features]
+        wide: torch.Tensor = torch.cat([torch.cat(found.pooler_output), *levels], dim=-1)
+        return torch.split_with_sizes(wide, counts)
 
     def embed(self, ids: torch.Tensor, features: Sequence[torch.Tensor]) -> torch.Tensor:
         """Input embeddings (N, hidden * (1 + levels)) of N ids; see the module and `Adapter.embed`."""
@@ -105,7 +108,7 @@ class Qwen3VLAdapter(QwenVisionAdapter):
         self, embeds: torch.Tensor, positions: torch.Tensor, *, mask: Any, cache: Any, tree: Any = None
     ) -> torch.Tensor:
         """As `Adapter.hidden`; `embeds` are as wide as `embed` makes them, or (B, N, hidden) of text alone."""
-        main, *levels = embeds.split(self.text_config.hidden_size, dim=-1)
+        main, *levels = embeds.reshape(*embeds.shape[:2], -1, self.text_config.hidden_size).unbind(-2)
         deep: dict[str, Any] = {}
         if levels:
             everywhere = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)

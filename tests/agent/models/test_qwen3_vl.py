@@ -328,7 +328,8 @@ def test_levels_lie_side_by_side_and_text_has_zeros(native):
     pixels = torch.from_numpy(native.pixel_values(frames))
     found = native.model.model.get_video_features(pixels, torch.tensor([(3, 4, 4)]))
     assert native.levels == 2 and rows.shape == (12, 3 * width)
-    for level, one in enumerate((found.pooler_output[0], *(parts[0] for parts in found.deepstack_features))):
+    deep = [level if isinstance(level, torch.Tensor) else level[0] for level in found.deepstack_features]  # 5.17: whole
+    for level, one in enumerate((found.pooler_output[0], *deep)):
         torch.testing.assert_close(rows[:, level * width : (level + 1) * width], one, atol=0, rtol=0)
     ids = torch.tensor(shown.ids)
     embeds = native.embed(ids, [rows])
