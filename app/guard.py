@@ -6,20 +6,26 @@ guess, and every page forbids the browser to ask another host for anything.
 Invariants
 1. Only the routes of `_OPEN` reach Gradio. Its file route serves no file at all: what the demo shows is served here.
 2. A request body is bounded before Gradio reads it, and a file that it names is a path of an upload, never an address.
-3. A page served to this machine alone answers only to this machine's names (DNS rebinding).
-4. A film or a picture is found by its token only; no path ever comes from a request.
+3. A page served to this machine alone answers only to this machine's names (DNS rebinding), and no page of another
+   site can send anything here in a visitor's name (CSRF).
+4. Uploads on their way are counted by their announced size, so that many at once do not fill the disk; the oldest
+   untaken ones make room.
+5. A film or a picture is found by its token only; no path ever comes from a request.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+import logging
 import mimetypes
 import re
 import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
+from closeup.app.errors import BadInput
 from closeup.app.sessions import Sessions
 from closeup.app.uploads import Uploads
 
@@ -27,6 +33,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+log = logging.getLogger(__name__)
 API = "/gradio_api"
 _OPEN = re.compile(
     r"/|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt|/(assets|static|svelte)/.*"
@@ -102,6 +109,7 @@ class Guard:
         self.app = app
         self.sessions, self.shelf, self.uploads = sessions, shelf, uploads
         self.local, self.max_upload = local, max_upload
+        self._coming: list[int] = []  # announced bytes of uploads on their way; Guard lives in one event loop
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, answer it, or refuse it."""
@@ -129,10 +137,8 @@ class Guard:
             if scope["method"] not in ("GET", "HEAD"):
                 return _refusal(405, "films and pictures are only read")
             return self._media(path)
-        if path == f"{API}/upload" and self.uploads.room() < self.max_upload:
-            self.uploads.sweep()
-            if not self.uploads.room():
-                return _refusal(507, "the demo's disk space for uploads is full; try again in a few minutes")
+        if scope["method"] not in ("GET", "HEAD", "OPTIONS") and not _same_site(scope):
+            return _refusal(403, "another site's page asked for this; open the demo's own page")
         if not _OPEN.fullmatch(path):
             return _refusal(404, "this demo has no such page")
         return None
@@ -156,14 +162,14 @@ class Guard:
 
     async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
         upload = scope["path"] == f"{API}/upload"
-        limit = min(self.max_upload, self.uploads.room()) + _SLACK if upload else MAX_BODY
-        too_large = _refusal(413, f"the request is larger than the {limit / 1e6:g} MB that are accepted here")
+        limit = self.max_upload + _SLACK if upload else MAX_BODY
+        too_large = _refusal(413, f"the request is larger than the {limit / 1e6:.3g} MB that are accepted here")
         length = _header(scope, b"content-length")
         if length and (not length.isdecimal() or int(length) > limit):
             await too_large(scope, receive, _with_headers(send))
             return
         if upload:
-            await self.app(scope, _counted(receive, limit), _with_headers(send))
+            await self._upload(scope, receive, send, int(length) if length else limit)
             return
         body = b""
         while True:
@@ -180,6 +186,10 @@ class Guard:
             refusal = _refusal(400, "a file is an upload of yours; addresses are not fetched")
             await refusal(scope, receive, _with_headers(send))
             return
+        if scope["path"] == f"{API}/queue/join" and not _joins(scope, body):
+            refusal = _refusal(400, "no such event: give a function of /config as fn_index, and a session_hash")
+            await refusal(scope, receive, _with_headers(send))
+            return
         sent = False
 
         async def again() -> Message:
@@ -190,6 +200,77 @@ class Guard:
             return {"type": "http.request", "body": body, "more_body": False}
 
         await self.app(scope, again, _with_headers(send))
+
+    async def _upload(self, scope: Scope, receive: Receive, send: Send, need: int) -> None:
+        """Let an upload through if it fits, and give its files names that no other visitor has."""
+        coming = sum(self._coming)
+        if self.uploads.room(coming) + _SLACK < need:
+            await asyncio.to_thread(self.uploads.sweep, need - _SLACK, coming)
+        if self.uploads.room(coming) + _SLACK < need:
+            full = "the demo's disk space for uploads is full of videos in use; try again in a few minutes"
+            await _refusal(507, full)(scope, receive, _with_headers(send))
+            return
+        started: Message = {}
+        body = b""
+
+        async def renamed(message: Message) -> None:
+            nonlocal started, body
+            if message["type"] == "http.response.start":
+                started = message
+                return
+            body += message.get("body", b"")
+            if message.get("more_body"):
+                return
+            answer = _refusal(started["status"], body.decode("utf-8", "replace").strip()[:400])
+            if started["status"] == 200:
+                answer = self._handed_out(body)
+            await answer(scope, receive, _with_headers(send))
+
+        self._coming.append(need)
+        try:
+            await self.app(scope, _counted(receive, need), renamed)
+        finally:
+            self._coming.remove(need)
+            if not self._coming:
+                self.uploads.tidy()
+
+    def _handed_out(self, body: bytes) -> Response:
+        from starlette.responses import JSONResponse
+
+        try:
+            return JSONResponse([self.uploads.hand_out(path) for path in json.loads(body)])
+        except (BadInput, OSError, ValueError, TypeError):
+            log.exception("an upload could not be handed out")
+            return _refusal(500, "the upload could not be stored; upload the video again")
+
+
+def _same_site(scope: Scope) -> bool:
+    """Whether this demo's own page, or no page at all, sends a request.
+
+    Browsers say so themselves (Sec-Fetch-Site) where the page came by HTTPS or from loopback; elsewhere the page's
+    Origin must be the host that was asked, as the visitor or a proxy before the demo names it.
+    """
+    said = _header(scope, b"sec-fetch-site")
+    if said:
+        return said in ("same-origin", "none")
+    origin = _header(scope, b"origin")
+    if not origin:
+        return True
+    named = (_header(scope, b"host"), _header(scope, b"x-forwarded-host"))
+    return origin.partition("://")[2] in {name for name in named if name}
+
+
+def _joins(scope: Scope, body: bytes) -> bool:
+    """Whether a body for Gradio's queue names a function and a session; Gradio itself would fail with a traceback."""
+    try:
+        event = json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(event, dict) or not isinstance(event.get("data"), list):
+        return False
+    number, session = event.get("fn_index"), event.get("session_hash")
+    known = isinstance(number, int) and number in scope["app"].get_blocks().fns
+    return known and isinstance(session, str) and bool(session)
 
 
 def _counted(receive: Receive, limit: int) -> Receive:

@@ -26,13 +26,13 @@ class DemoSettings:
         allow: folders whose videos may be picked.
         at_once: questions answered at the same time. waiting: questions that may wait for their turn; more are refused.
         max_upload_mb: size of one upload, in MB (10^6 bytes).
-        max_disk_mb: what all uploads together may take; the oldest that nobody is using make room.
+        max_disk_mb: what all uploads together may take; the oldest that nobody has taken make room.
         max_minutes: longest video, in minutes.
         max_seconds: wall time of one question, in seconds, its wait for a turn not counted.
         keep_minutes: how long an upload and a conversation are kept after their last use.
         max_sessions: conversations kept at a time.
         max_turns: questions of one conversation; the oldest leave the page.
-        refresh_seconds: shortest time between two pictures of a running question.
+        refresh_seconds: shortest time between two pictures of a running question, which is drawn as its events come.
     """
 
     models: tuple[str, ...] = ("tiny",)
@@ -50,7 +50,7 @@ class DemoSettings:
     keep_minutes: float = 60.0
     max_sessions: int = 100
     max_turns: int = 8
-    refresh_seconds: float = 0.2
+    refresh_seconds: float = 0.05
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, as a sentence (`BadInput`)."""

@@ -1,12 +1,15 @@
 """`Uploads`: the temporary folder of what visitors upload, bounded in bytes and age, gone when the demo ends.
 
-Gradio writes an upload into `incoming`; `take` moves it to a folder of its own under an unguessable name, out of reach
-of Gradio's own file route. What nobody takes is swept.
+Gradio writes an upload into `incoming`, under the hash of its content: two visitors with the same film would share one
+file. `hand_out` gives each a name of its own before its browser learns any; `take` then moves that to a folder out of
+reach of Gradio's own file route. What nobody takes is swept.
 
 Invariants
 1. Nothing outside `incoming` is ever taken, links are never followed, and nothing but plain files.
-2. All files together stay below `max_bytes` once `sweep` or `make_room` has run; a file that is in use is not removed.
-3. `close` removes the whole folder; a demo that was killed leaves its folder to the next one, which removes it.
+2. All files together stay below `max_bytes` once `sweep` has run; a file that is in use, or still being written (it
+   lies in `incoming` itself), is not removed to make room.
+3. No visitor's upload depends on, or tells of, what another one uploads.
+4. `close` removes the whole folder; a demo that was killed leaves its folder to the next one, which removes it.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from pathlib import Path
 from closeup.app.errors import BadInput
 from closeup.app.settings import MB
 
-PREFIX, LOCK = "closeup-demo-", "lock"
+PREFIX, LOCK, HANDED = "closeup-demo-", "lock", "of-"
 MAX_NAME = 80
 """Bytes of an upload's name that are kept."""
 
@@ -50,6 +53,29 @@ class Uploads:
         self.kept.mkdir(mode=0o700)
         self.max_bytes, self.max_file, self.keep_seconds = max_bytes, max_file, keep_seconds
         self._lock = threading.Lock()
+        self._shared: set[Path] = set()
+
+    def hand_out(self, path: str) -> str:
+        """A name for an upload that nobody else has; the shared one stays until `tidy`. Raises `BadInput`."""
+        with self._lock:
+            found = self._incoming(path)
+            target = self.incoming / f"{HANDED}{secrets.token_hex(16)}" / found.name
+            target.parent.mkdir(mode=0o700)
+            try:
+                os.link(found, target)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(found, target)
+            self._shared.add(found)
+            return str(target)
+
+    def tidy(self) -> None:
+        """Drop shared names and what was broken off; call it only when no upload is on its way: it may share a name."""
+        with self._lock:
+            while self._shared:
+                self._remove(self._shared.pop())
+            for path in self.incoming.iterdir():
+                if not path.is_dir() or path.is_symlink():
+                    path.unlink(missing_ok=True)
 
     def take(self, path: str) -> Path:
         """Move an upload out of `incoming`; returns where it is now.
@@ -72,9 +98,7 @@ class Uploads:
             target = self.kept / secrets.token_hex(16) / plain_name(found.name)
             target.parent.mkdir(mode=0o700)
             found.replace(target)
-            if found.parent != self.incoming:
-                with contextlib.suppress(OSError):
-                    found.parent.rmdir()  # Gradio's folder for this one file
+            self._remove(found)
             return target
 
     def give_back(self, path: Path) -> None:
@@ -84,38 +108,51 @@ class Uploads:
             with contextlib.suppress(OSError):
                 path.parent.rmdir()
 
-    def sweep(self) -> None:
-        """Delete uploads that nobody took in time, and the oldest of them while all together take too much."""
+    def sweep(self, need: int = 0, coming: int = 0) -> None:
+        """Delete uploads that nobody took in time, and the oldest of them until `need` more bytes fit (see `room`)."""
         now = time.time()
         with self._lock:
             waiting = sorted((p for p in self.incoming.rglob("*") if p.is_file() or p.is_symlink()), key=_age)
-            total = self.bytes(self.folder)
             for path in waiting:
-                info = path.lstat()
-                if now - info.st_mtime > self.keep_seconds or total > self.max_bytes:
-                    path.unlink(missing_ok=True)
-                    total -= info.st_size
+                with contextlib.suppress(OSError):  # Gradio moved it meanwhile
+                    old = now - path.lstat().st_mtime > self.keep_seconds
+                    whole = path.parent != self.incoming
+                    if old or (whole and self._taken(coming) + need > self.max_bytes):
+                        path.unlink()
             for folder in sorted((p for p in self.incoming.rglob("*") if p.is_dir()), reverse=True):
                 with contextlib.suppress(OSError):
                     folder.rmdir()  # only empty ones go
 
-    def room(self) -> int:
-        """Bytes that may still be uploaded."""
-        return max(0, self.max_bytes - self.bytes(self.folder))
+    def room(self, coming: int = 0) -> int:
+        """Bytes that may still be uploaded, when uploads of `coming` bytes are on their way already."""
+        return max(0, self.max_bytes - self._taken(coming))
+
+    def _taken(self, coming: int) -> int:
+        with os.scandir(self.incoming) as entries:
+            here = sum(e.stat(follow_symlinks=False).st_size for e in entries if e.is_file(follow_symlinks=False))
+        return self.bytes(self.folder) + max(0, coming - here)
 
     def bytes(self, folder: Path | None = None) -> int:
-        """Bytes of all files below a folder (default: all uploads)."""
-        total = 0
+        """Bytes of all files below a folder (default: all uploads), one with several names counted once."""
+        sizes: dict[tuple[int, int], int] = {}
         for parent, _, names in os.walk(folder or self.folder):
             for name in names:
                 with contextlib.suppress(OSError):  # it went away meanwhile
-                    total += os.lstat(Path(parent, name)).st_size
-        return total
+                    info = os.lstat(Path(parent, name))
+                    sizes[info.st_dev, info.st_ino] = info.st_size
+        return sum(sizes.values())
 
     def close(self) -> None:
         """Delete everything."""
         self._held.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _remove(self, path: Path) -> None:
+        """Delete a file of `incoming`, and the folder that was made for it alone."""
+        path.unlink(missing_ok=True)
+        if path.parent != self.incoming:
+            with contextlib.suppress(OSError):
+                path.parent.rmdir()
 
     def _incoming(self, path: str) -> Path:
         fault = BadInput("this is no upload of yours; upload the video again")

@@ -412,9 +412,11 @@ def test_uploads_stay_bounded(tmp_path: Path) -> None:
         (two := uploads.incoming / "two.mp4").write_bytes(b"x" * 600)
         with pytest.raises(BadInput, match="disk space for uploads is full"):
             uploads.take(str(two))
-        (old := uploads.incoming / "old.mp4").write_bytes(b"x" * 300)
-        os.utime(old, (1, 1))
-        (new := uploads.incoming / "new.mp4").write_bytes(b"x" * 300)
+        old, new = (uploads.incoming / name / "film.mp4" for name in ("old", "new"))
+        for path in (old, new):
+            path.parent.mkdir()
+            path.write_bytes(b"x" * 300)
+        os.utime(old, (time.time() - 9,) * 2)
         assert uploads.room() == 0
         uploads.sweep()
         assert (old.exists(), new.exists(), kept.exists()) == (False, True, True)
