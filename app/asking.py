@@ -187,7 +187,10 @@ class Run:
         try:
             start, arm.note = begin(arm.task, arm.preset, policy, self.question, self.turns)
             earlier = (*(c for m in start.history for c in m.clips), *start.seen_clips)
-            arm.builder = SceneBuilder(arm.task, budget=arm.preset.budget, geometry=policy.geometry, earlier=earlier)
+            known = {key: clip for turn in self.turns for t in turn.trajectories for key, clip in t.clips.items()}
+            arm.builder = SceneBuilder(
+                arm.task, budget=arm.preset.budget, geometry=policy.geometry, earlier=earlier, known=known
+            )
             run_episodes(
                 [start],
                 policy,

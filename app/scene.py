@@ -5,8 +5,8 @@ and no pixels: `closeup.app.html` draws it, `closeup.app.pictures` finds the fra
 
 Invariants
 1. Scenes are immutable: a scene that was handed out never changes, whatever the episode does next.
-2. A finished episode has the same scene live and from its record. While it runs, a look holds the times that were asked
-   for and the size and tokens that the geometry gives; the record then says what they became.
+2. A finished episode has the same scene live and from its record. While it runs, a new look holds the times that were
+   asked for and the size and tokens that the geometry gives; the record then says what they became.
 3. What is not known is None or empty, never a made-up number: rewards, correctness and limits included.
 4. Text is carried as it is. Whoever shows it escapes it and bounds it.
 """
@@ -24,8 +24,8 @@ from closeup.agent.budget import Budget
 from closeup.agent.events import Answered, Called, Event, Failed, Finished, Opened, Returned, Thought, Token
 from closeup.agent.geometry import VisionGeometry
 from closeup.agent.task import LETTERS, Task
-from closeup.agent.trajectory import Outcome, StepRecord, Trajectory, VideoRecord
-from closeup.app.writing import call_so_far, thought_so_far
+from closeup.agent.trajectory import ClipRecord, Outcome, StepRecord, Trajectory, VideoRecord
+from closeup.app.writing import call_so_far, in_words, is_garbled, thought_so_far
 from closeup.tools.video.clip import SWSCALE, Clip, Resizer
 from closeup.tools.windows import is_close_look
 
@@ -110,6 +110,11 @@ class StepView:
     seconds: float | None = None
 
     @property
+    def garbled(self) -> bool:
+        """Its words are debris of a call that could not be read, and no thought."""
+        return self.outcome not in ("", "ok") and not self.calls and is_garbled(self.thought)
+
+    @property
     def watched(self) -> tuple[Look, ...]:
         """Every look this step gave."""
         return (*self.looks, *(look for call in self.calls for look in call.looks))
@@ -133,7 +138,7 @@ class Scene:
         overview: looks shown with the question. earlier: looks of an earlier conversation, or that it began with.
         gold: gold windows in seconds, of the first film. gold_answer: None when unknown.
         answer, choice, evidence: the agent's; None and () without one. correct: None when that cannot be told.
-        reason: why there is no answer, or why it failed; "".
+        reason: why there is no answer, or why it failed, in words (`closeup.app.writing.in_words`); "".
     """
 
     id: str = ""
@@ -205,7 +210,7 @@ def scene_of(trajectory: Trajectory) -> Scene:
         choice=outcome.choice,
         evidence=outcome.evidence,
         correct=outcome.correct,
-        reason=outcome.reason,
+        reason=in_words(outcome.reason),
         budgets=_budgets(outcome, _recorded_budget(trajectory.settings)),
     )
 
@@ -216,7 +221,7 @@ class SceneBuilder:
     Args:
         task: what is asked, shown while the episode waits.
         budget: the preset's, for the limits. geometry: the policy's, for sizes and tokens until the record tells them.
-        earlier: clips of the conversation that the episode goes on from.
+        earlier: clips of the conversation that the episode goes on from. known: their records by key, as far as known.
         clock: seconds, for durations.
 
     Events of other episodes than the first one seen are ignored.
@@ -229,6 +234,7 @@ class SceneBuilder:
         budget: Budget | None = None,
         geometry: VisionGeometry | None = None,
         earlier: Sequence[Clip] = (),
+        known: Mapping[str, ClipRecord] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._lock = threading.Lock()
@@ -236,6 +242,7 @@ class SceneBuilder:
         self._budget = budget
         self._geometry = geometry or VisionGeometry()
         self._before = tuple(dict.fromkeys(earlier))
+        self._known = dict(known or {})
         self._overviews: dict[str, Clip] = {}
         self._raw = ""
         self._called = False
@@ -273,7 +280,7 @@ class SceneBuilder:
         match event:
             case Opened():
                 films = _films(event.task, event.videos)
-                self._overviews = _first_of_each((*self._before, *event.overviews))
+                self._overviews = _first_of_each((*event.overviews, *self._before))
                 return replace(
                     _asked(event.task),
                     status="running",
@@ -302,7 +309,7 @@ class SceneBuilder:
                 answer = event.answer
                 return replace(answered, answer=answer.text, choice=answer.choice, evidence=answer.evidence)
             case Failed():
-                return replace(scene, reason=event.reason)
+                return replace(scene, reason=in_words(event.reason))
             case Finished():
                 return scene_of(event.trajectory)
         return scene
@@ -324,8 +331,10 @@ class SceneBuilder:
     def _looks(self, clips: Iterable[Clip], films: tuple[Film, ...]) -> tuple[Look, ...]:
         by_id, looks = {film.id: film for film in films}, []
         for clip in clips:
-            film, times = by_id.get(clip.video), clip.times()
-            if film is not None:
+            film, times, record = by_id.get(clip.video), clip.times(), self._known.get(clip.key)
+            if record is not None:
+                looks.append(_look(clip, self._overviews, record.times or times, record.size, record.tokens))
+            elif film is not None:
                 size = self._geometry.size(film.width, film.height, clip.pixels)
                 looks.append(_look(clip, self._overviews, times, size, self._geometry.tokens(len(times), size)))
         return tuple(looks)

@@ -1,4 +1,4 @@
-"""A message while it is being written: the thought so far, and the call so far; for the terminal and for the page.
+"""What people read of a message and of an end: the thought so far, the call so far, and reasons in words.
 
 Pure functions of the text that has arrived. They are for people to read: what the agent does is decided by the dialect,
 from the finished message.
@@ -24,6 +24,31 @@ _GOES_ON = re.compile(r'\s*"\w*($|"\s*($|:))')
 """A message that goes on in the middle of a forced call, whose beginning was written for the model."""
 MAX_CALL = 4000
 """Characters of a half-written call that are looked at."""
+
+
+_DEBRIS = re.compile(
+    r"</?tool_(?:call|response)>|</?think>|</answer>"  # tags that are no part of a thought
+    r'|"(?:name|arguments|evidence|choice)"\s*:|^\s*"\s*[,:\]}]|"\s*,\s*"\s*[,:\]]|\{\s*"|\[\[\s*-?\d'  # pieces of JSON
+)
+_OUTCOME = re.compile(r"\((\w+)\)$")
+_LIMITS = {
+    "max_steps": "The agent used up all its messages.",
+    "max_frames": "The agent used up the frames it may watch.",
+    "max_visual_tokens": "The agent used up the visual tokens it may watch.",
+    "max_context_tokens": "The conversation grew as long as the model can read.",
+    "after_fault": "",
+}
+_FAULTS = {
+    "no_call": "its message was no answer",
+    "several_calls": "its message made several calls at once",
+    "broken_call": "its answer could not be read",
+    "unknown_tool": "it called a tool that does not exist",
+    "bad_arguments": "its answer was not of the form that is asked for",
+    "refused": "what it did instead was refused",
+    "unfinished": "its message was cut off at its longest",
+    "media_tokens": "it wrote placeholders of pictures",
+}
+"""What is wrong with a message, by format outcome (`closeup.agent.dialects.base`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +91,27 @@ def call_so_far(raw: str) -> HalfCall | None:
         return HalfCall()
     arguments = body[name.end() :].partition('"arguments"')[2]
     return HalfCall(name[1], _pairs(arguments))
+
+
+def is_garbled(text: str) -> bool:
+    """Whether words hold the debris of a call, as a model that has lost its thread writes it; honest prose has none."""
+    return _DEBRIS.search(text) is not None
+
+
+def in_words(reason: str) -> str:
+    """Why an episode ended, as a sentence for people; a reason that has none here is given back as it is.
+
+    `agent/environment.py` and `agent/live.py` write "LIMIT: what happened (outcome)".
+    """
+    limit, colon, rest = reason.partition(": ")
+    if not colon or limit not in _LIMITS:
+        return reason
+    outcome = _OUTCOME.search(rest)
+    fault = _FAULTS.get(outcome[1], outcome[1].replace("_", " ")) if outcome else rest
+    if limit == "after_fault":
+        return f"The agent's message could not be carried out: {fault}."
+    told = f"It was told to answer then, and {fault}" if outcome else fault[:1].upper() + fault[1:]
+    return f"{_LIMITS[limit]} {told}."
 
 
 def _pairs(text: str) -> tuple[tuple[str, str], ...]:

@@ -19,7 +19,7 @@ from closeup.agent.start import Start
 from closeup.agent.task import Task, load_tasks
 from closeup.agent.trajectory import Trajectory
 from closeup.app.scene import Call, Scene, SceneBuilder, scene_of, value_text
-from closeup.app.writing import call_so_far, thought_so_far
+from closeup.app.writing import _FAULTS, call_so_far, in_words, is_garbled, thought_so_far
 from closeup.rl.rewards import DEFAULT_REWARDS
 
 ZOOM = (
@@ -218,6 +218,67 @@ def test_a_follow_up_shows_the_clips_of_the_conversation_before_as_earlier(digit
     assert scene.overview == ()
     assert [(look.kind, look.start) for look in seen[0][1].earlier] == [("overview", 0), ("close", 18)]
     assert scene.evidence == ((18, 21),)
+
+
+def test_a_clip_that_was_kept_is_the_same_look_live_and_from_the_record(digit: Task) -> None:
+    """Live it was drawn as the overview, at times the film has not got, and other looks were measured against it."""
+    early = ZOOM.replace("18", "17.93").replace("21", "18.6")  # between frames: the film shows others than were asked
+    first, _, _ = play(digit, [early, ANSWER])
+    kept = tuple(first.clips[key].clip for step in first.steps for key in step.clips)
+    preset = get_preset("tiny")
+    builder = SceneBuilder(budget=preset.budget, earlier=kept, known=first.clips)
+    record, seen, _ = play(
+        Start(digit, seen_clips=kept), [ZOOM.replace("18", "40").replace("21", "44"), ANSWER], builder
+    )
+    told = scene_of(record)
+    assert [look.kind for look in told.earlier] == ["close"] and told.overview
+    for _, scene in seen:
+        assert scene.earlier == told.earlier
+        assert [look.kind for look in scene.overview] == ["overview"]
+        assert all(look.kind == "close" for step in scene.steps for look in step.watched)
+
+
+def test_reasons_are_sentences(digit: Task) -> None:
+    record, seen, _ = play(digit, ["?"] * 8)
+    assert record.outcome.reason.startswith("max_steps: ")  # the record keeps the name, people read words
+    told = "The agent used up all its messages. It was told to answer then, and its answer could not be read."
+    assert scene_of(record).reason == seen[-1][1].reason == told
+    assert in_words("max_context_tokens: no room was left for an answer") == (
+        "The conversation grew as long as the model can read. No room was left for an answer."
+    )
+    assert in_words("after_fault: the message could not be carried out (refused)") == (
+        "The agent's message could not be carried out: what it did instead was refused."
+    )
+    for other in ("cancelled", "film.mp4: cannot be read", "", "a sentence: with a colon"):
+        assert in_words(other) == other
+
+
+def test_every_fault_has_words() -> None:
+    from typing import get_args
+
+    from closeup.agent.dialects.base import FormatOutcome
+
+    assert set(_FAULTS) == set(get_args(FormatOutcome)) - {"ok"}
+
+
+def test_debris_of_a_call_is_no_thought(digit: Task) -> None:
+    for debris in (
+        'I see no box. The white box is",",",", "arguments": "D",", "arguments": [[56}}\n</tool_call>',
+        '": 4 (A", "arguments": [[562}}\n</tool_call>',
+        '", "evidence": [[102, 104',
+        'I", "arguments": "num',
+        "The orange box</think> is at 18",
+    ):
+        assert is_garbled(debris), debris
+    for prose in (
+        'He said "yes", then "no": I look again [at 3 s], and {perhaps} later',
+        "I do not know",
+        'The sign reads "OPEN".',
+        "a < b, and </b> is no tag of ours",
+    ):
+        assert not is_garbled(prose), prose
+    record, seen, _ = play(digit, ['": 4 (A", "arguments": [[562}}\n</tool_call>', "I do not know", ANSWER])
+    assert [step.garbled for step in scene_of(record).steps] == [True, False, False]
 
 
 def test_an_episode_that_could_not_open_is_a_failed_scene(tmp_path: Path) -> None:
