@@ -85,6 +85,7 @@ class LlavaOnevisionAdapter(ChatMLAdapter):
         how.update(self._table.tobytes())
         self.processor_digest = how.hexdigest()
         pooled = math.ceil(side // patch / 2)
+        self._pooled = pooled * pooled
         self.geometry = VisionGeometry(
             patch=patch,
             temporal=1,
@@ -139,7 +140,8 @@ class LlavaOnevisionAdapter(ChatMLAdapter):
         pixels, parts = np.concatenate([self.pixel_values(frames) for frames in clips]), []
         for begin in range(0, len(pixels), at_once):
             batch = torch.from_numpy(pixels[begin : begin + at_once]).to(device=where, dtype=dtype)
-            rows = model.get_video_features(batch[None]).pooler_output[0, :-1]  # the last row is a newline
+            rows = model.get_video_features(batch[None]).pooler_output
+            rows = rows.flatten(0, -2)[: len(batch) * self._pooled]  # from transformers 5.17 on a newline follows
             parts.append(rows.view(len(batch), -1, rows.shape[-1]))
         features = torch.cat(parts)
         newline = model.image_newline.to(features).view(1, 1, -1)

@@ -56,11 +56,20 @@ def llava_onevision(
         given = {"input_ids": ids[None], "pixel_values_videos": torch.stack(pixels)}
     else:
         embeds = model.get_input_embeddings()(ids[None])
-        rows = torch.cat([model.model.get_video_features(video[None]).pooler_output[0] for video in pixels])
+        rows = torch.cat([_with_newline(adapter, video) for video in pixels])
         _, where = model.model.get_placeholder_mask(ids[None], inputs_embeds=embeds, video_features=rows)
         given = {"inputs_embeds": embeds.masked_scatter(where, rows.to(embeds))}
     logits: torch.Tensor = model(**given, position_ids=positions, use_cache=False).logits[0]
     return logits
+
+
+def _with_newline(adapter: Any, video: torch.Tensor) -> torch.Tensor:
+    """Rows of one video as the stock forward puts them in; up to transformers 5.16 the newline is added there."""
+    rows: torch.Tensor = adapter.model.model.get_video_features(video[None]).pooler_output.flatten(0, -2)
+    per_frame = adapter.geometry.tile_tokens - (adapter.timestamps == "text")
+    if len(rows) == len(video) * per_frame:
+        rows = torch.cat([rows, adapter.model.model.image_newline[None].to(rows)])
+    return rows
 
 
 def qwen3_vl(
