@@ -16,7 +16,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import torch
@@ -68,7 +68,7 @@ class ChatMLAdapter(Adapter):
         self.model, self.checkpoint = model, checkpoint
         self.timestamps = self.native if timestamps == "native" else timestamps
         if self.timestamps not in self.accepted:
-            ways = ", ".join(dict.fromkeys(("native", *self.accepted)))
+            ways = ", ".join(way for way in get_args(Timestamps) if way == "native" or way in self.accepted)
             raise ModelError(
                 f"{checkpoint.model} is of family {self.family}, which cannot tell times as {timestamps!r}; accepted: "
                 f"{ways} (native is {self.native})"

@@ -146,7 +146,7 @@ class LlavaOnevisionAdapter(ChatMLAdapter):
         features = torch.cat(parts)
         newline = model.image_newline.to(features).view(1, 1, -1)
         found = []
-        for own in features.split([len(frames) for frames in clips]):
+        for own in torch.split_with_sizes(features, [len(frames) for frames in clips]):
             if self.timestamps == "text":
                 found.append(torch.cat([own, newline.expand(len(own), -1, -1)], dim=1).flatten(0, 1))
             else:

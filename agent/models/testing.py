@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from closeup.agent.models.chatml import TAGS
-from closeup.tools.video.clip import Clip
+from closeup.tools.video.clip import SWSCALE, Clip, Resizer
 from closeup.tools.video.frames import Frames
 from closeup.tools.video.reader import Video
 
@@ -197,6 +197,7 @@ class SyntheticVideo(Video):
         size: tuple[int, int] | None = None,
         *,
         mode: Literal["exact", "keyframe"] = "exact",
+        resizer: Resizer = SWSCALE,
     ) -> Frames:
         self.decoded += 1
         if isinstance(clip_or_times, Clip):

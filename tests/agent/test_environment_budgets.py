@@ -43,7 +43,7 @@ def test_the_last_step_is_a_forced_answer(make_env: MakeEnv, task: Task, say: Sa
         ("?", "no_call"),
         ('<tool_call>{"name": "zoom_clip", "arguments": {"start": 1, "end": 2}}</tool_call>', "refused"),
         ('<tool_call>{"name": "answer", "arguments": {"choice": "Q"}}</tool_call>', "refused"),
-        ('<tool_call>{"name": "answer", "arguments": {"choice": 2}}</tool_call>', "bad_arguments"),
+        ('<tool_call>{"name": "answer", "arguments": {"choice": [2]}}</tool_call>', "bad_arguments"),
     ],
 )
 def test_a_bad_forced_message_truncates(make_env: MakeEnv, task: Task, message: str, outcome: str) -> None:
