@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from closeup.app.asking import Run, sentence
 from closeup.app.demo import Demo, result
+from closeup.app.watching import changes
 from closeup.app.wishes import Wish
 
 if TYPE_CHECKING:
@@ -100,13 +101,11 @@ async def _follow(demo: Demo, begin: Callable[[], Run]) -> AsyncIterator[dict[st
         run = await asyncio.to_thread(begin)
     last = None
     try:
-        while not run.over:
+        async for _ in changes(run, demo.settings.refresh_seconds):
             state = result(run)
             if state != last:
                 yield state
                 last = state
-            await asyncio.to_thread(run.wait, demo.settings.refresh_seconds)
-        yield result(run)
     finally:
         if not run.over:
             run.stop("stopped")

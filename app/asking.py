@@ -111,6 +111,7 @@ class Run:
         self._over = threading.Event()
         self._why = ""
         self._lock = threading.Lock()
+        self._listeners: tuple[Callable[[], None], ...] = ()
 
     def start(self) -> Run:
         """Begin, in a thread; returns at once."""
@@ -126,6 +127,20 @@ class Run:
     def wait(self, seconds: float) -> bool:
         """Whether it is over, after waiting for that at most `seconds`."""
         return self._over.wait(seconds)
+
+    def listen(self, tell: Callable[[], None]) -> None:
+        """Have `tell` called after every event and at the end, from the run's threads; it must return at once."""
+        with self._lock:
+            self._listeners = (*self._listeners, tell)
+
+    def unlisten(self, tell: Callable[[], None]) -> None:
+        """Call it no more."""
+        with self._lock:
+            self._listeners = tuple(other for other in self._listeners if other is not tell)
+
+    def _tell(self) -> None:
+        for tell in self._listeners:
+            tell()
 
     @property
     def over(self) -> bool:
@@ -182,6 +197,7 @@ class Run:
             self._ticket.leave()
             self._over.set()
             self._on_end(self)
+            self._tell()
 
     def _episode(self, arm: Arm, policy: Policy) -> None:
         try:
@@ -191,6 +207,11 @@ class Run:
             arm.builder = SceneBuilder(
                 arm.task, budget=arm.preset.budget, geometry=policy.geometry, earlier=earlier, known=known
             )
+
+            def on_event(event: Event) -> None:
+                arm.take(event)
+                self._tell()
+
             run_episodes(
                 [start],
                 policy,
@@ -198,7 +219,7 @@ class Run:
                 rewards=DEFAULT_REWARDS,
                 judge=is_correct,
                 seed=self.question.seed,
-                on_event=arm.take,
+                on_event=on_event,
                 cancel=self._cancel,
             )
         except Exception as error:

@@ -407,7 +407,7 @@ def run(settings: DemoSettings) -> int:
     demo = Demo(settings)
     try:
         demo.models.policy(settings.models[0])  # a model that cannot be loaded is said now, not at the first question
-        from closeup.app.page import serve
+        from closeup.app.serving import serve
 
         serve(demo)
     finally:

@@ -17,6 +17,8 @@ from closeup.app.scene import Film, Look, Scene, Window
 MAX_TICKS, MAX_LANES = 96, 24
 THINNEST = 0.5
 """Per cent of the width that a bar has at the least."""
+MARKED = 1.5
+"""Per cent of the width below which a bar is drawn with a marker."""
 _STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 36000)
 
 
@@ -33,6 +35,16 @@ class Bar:
     def right(self) -> float:
         """Right edge in per cent."""
         return self.left + self.width
+
+    @property
+    def middle(self) -> float:
+        """Middle in per cent."""
+        return round(self.left + self.width / 2, 3)
+
+    @property
+    def thin(self) -> bool:
+        """It is so short on its film that it needs a marker to be found and hit."""
+        return self.width < MARKED
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +63,10 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """One film: every window that was watched, the gold windows, the cited ones, and a ruler of (per cent, seconds)."""
+    """One film: every window that was watched, the cited ones, and a ruler of (per cent, seconds).
+
+    `gold`: the gold windows once the episode is over, so that nobody is told the answer while the agent looks.
+    """
 
     film: Film
     lanes: tuple[Lane, ...]
@@ -82,7 +97,7 @@ def _timeline(scene: Scene, film: Film, *, first: bool) -> Timeline:
         film=film,
         lanes=lanes,
         left_out=len(found) - len(lanes),
-        gold=tuple(bar(film.duration, window) for window in scene.gold) if first else (),
+        gold=tuple(bar(film.duration, window) for window in scene.gold) if first and scene.over else (),
         cited=tuple(bar(film.duration, w) for w in scene.evidence if cited_film(scene, w) == film.id),
         ruler=ruler(film.duration),
     )

@@ -147,6 +147,8 @@ class Guard:
         from starlette.responses import FileResponse, Response
 
         kind, _, name = path.removeprefix("/closeup/").partition("/")
+        if kind == "alive" and not name:  # the page asks whether the server is still there
+            return Response(status_code=204, headers={"Cache-Control": "no-store"})
         name = name.rpartition(".")[0] or name
         cached = {"Cache-Control": "private, max-age=86400, immutable"}
         if kind == "picture" and (picture := self.shelf.get(name)) is not None:

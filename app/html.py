@@ -28,6 +28,10 @@ from closeup.app.timeline import clock, span
 
 MAX_TEXT = 6000
 """Characters of one text that are shown."""
+SQUEEZED = 1.1
+"""Sizes are multiples of a patch, so a little is always lost; more than this is said, and drawn in the film's shape."""
+LONG = 280
+"""Characters of a question that are shown at once."""
 STATUS = {"waiting": "waiting", "running": "watching", "done": "answered", "stopped": "no answer", "failed": "failed"}
 _STEERING = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
@@ -63,13 +67,23 @@ def render(
         scene=scene,
         strip=strip,
         timelines=timelines(scene),
+        shape=lambda look: shape(films.get(look.video), look),
         closely=lambda look, seconds: closely(scene, look.video, seconds),
         overview=overview,
         level=max(2, min(5, level)),
         prefix=prefix or f"cu{next(_numbers)}",
         status=STATUS,
+        long=LONG,
     )
     return text
+
+
+def shape(film: Film | None, look: Look) -> str:
+    """The film's shape, "180/320", where the agent saw its frames squeezed or stretched by more than a tenth, or ""."""
+    if film is None or min(film.width, film.height, *look.size) < 1:
+        return ""
+    ratio = (film.width / film.height) / (look.size[1] / look.size[0])
+    return f"{film.width}/{film.height}" if max(ratio, 1 / ratio) > SQUEEZED else ""
 
 
 def style() -> str:

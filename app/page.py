@@ -21,14 +21,15 @@ from typing import TYPE_CHECKING, Any
 
 from closeup.agent.task import Task
 from closeup.app.api import add_api, key_of
-from closeup.app.asking import Run, sentence
+from closeup.app.asking import Run
 from closeup.app.demo import Demo
 from closeup.app.errors import BadInput
 from closeup.app.guard import Guard
 from closeup.app.html import script, style
-from closeup.app.sessions import Session, Turn
+from closeup.app.sessions import Session
 from closeup.app.settings import MB
-from closeup.app.timeline import clock
+from closeup.app.stage import HEADER, KINDS, Page
+from closeup.app.watching import changes
 from closeup.app.wishes import Wish, default_memory
 
 if TYPE_CHECKING:
@@ -36,95 +37,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 ASSETS = Path(__file__).resolve().parent / "assets"
-KINDS = {
-    "digit": "Read a digit",
-    "colour": "Find a colour",
-    "when": "Find the moment",
-    "count": "Count flashes",
-}
 FOLLOW_UPS = [
     ("the clips watched closely", "clips"),
     ("the whole conversation", "conversation"),
     ("nothing", "nothing"),
 ]
-
-
-class Page:
-    """Draws one session: player, question that runs, questions before it."""
-
-    def __init__(self, demo: Demo) -> None:
-        self.demo = demo
-
-    def player(self, session: Session) -> str:
-        """The film with its name, or an invitation."""
-        film = session.film
-        if film is None:
-            return '<div class="cu cud-empty"><p>Click an example, upload a video, or pick one.</p></div>'
-        record, name = film.record, html.escape(film.name)
-        facts = f"{clock(record.duration)} · {record.width}×{record.height} · {record.fps:.4g} fps"
-        return (
-            f'<figure class="cu cu-player cud-player"><video controls muted playsinline preload="metadata"'
-            f' src="closeup/film/{film.token}" aria-label="{name}"></video>'
-            f'<p class="cud-unplayable" hidden>This browser cannot play this file. The agent can watch it all the'
-            f" same; the frames it saw are shown beside.</p>"
-            f"<figcaption><b>{name}</b> <span>{html.escape(facts)}</span></figcaption></figure>"
-        )
-
-    def running(self, run: Run, number: int) -> str:
-        """A question that runs or is over, every arm of it."""
-        return self._arms(run.question.model, run.scenes, [arm.label for arm in run.arms], number, self._above(run))
-
-    def _above(self, run: Run) -> str:
-        notes = self.demo.notes(run)
-        if run.ahead:
-            one = run.ahead == 1
-            notes.append(f"{run.ahead} question{'' if one else 's'} {'is' if one else 'are'} ahead of yours.")
-        return "".join(f'<p class="cud-note" role="status">{html.escape(note)}</p>' for note in notes)
-
-    def _arms(self, model: str, scenes: Any, labels: list[str], number: int, above: str = "") -> str:
-        several = len(scenes) > 1
-        parts = []
-        for index, (scene, label) in enumerate(zip(scenes, labels, strict=True)):
-            title = f'<h2 class="cud-arm">{html.escape(label)}</h2>' if several else ""
-            body = self.demo.draw(scene, f"cu-q{number}-{index}", level=3 if several else 2)
-            parts.append(f'<div class="cud-column">{title}{body}</div>')
-        kind = "cud-arms cud-two" if several else "cud-arms"
-        return f'<div class="cu">{above}<div class="{kind}">{"".join(parts)}</div></div>'
-
-    def earlier(self, session: Session) -> str:
-        """The questions before the last one, newest first, each folded away."""
-        turns = session.turns if session.run is not None else session.turns[:-1]
-        first = session.asked - len(session.turns)
-        return "".join(self._folded(turn, first + n) for n, turn in reversed(list(enumerate(turns))))
-
-    def _folded(self, turn: Turn, number: int) -> str:
-        answer = turn.scenes[0].answer if turn.scenes else None
-        title = f"{turn.question.text} — {answer if answer is not None else 'no answer'}"
-        body = self._arms(turn.question.model, turn.scenes, [label for label, _ in turn.question.presets], number)
-        return f'<details class="cu cud-earlier"><summary dir="auto">{html.escape(title)}</summary>{body}</details>'
-
-    @staticmethod
-    def complaint(error: BaseException) -> str:
-        """A sentence where the answer would be."""
-        text = html.escape(capital(sentence(error)))
-        return f'<div class="cu"><p class="cud-alert" role="alert">{text}</p></div>'
-
-
-HEADER = (
-    '<header class="cu cud-header"><h1>closeup</h1><p>Ask a question about a video and see where the agent looks. One'
-    " click on an example runs it.</p></header>"
-)
-WELCOME = (
-    '<div class="cu cud-welcome"><h2>Watch the agent watch the film</h2><p>It skims the whole film first, then asks for'
-    " close-ups of the seconds that matter. Every thought, every look and every cost appears here while it"
-    " happens.</p></div>"
-)
-
-
-def capital(text: str) -> str:
-    """A sentence as it stands alone: its first word with a capital, unless that is a name (film.mp4, --allow, 'x')."""
-    first = text.split(" ", 1)[0].rstrip(",:;")
-    return text[:1].upper() + text[1:] if first.isalpha() and first.islower() else text
 
 
 def build(demo: Demo) -> "gr.Blocks":
@@ -178,8 +95,6 @@ def build(demo: Demo) -> "gr.Blocks":
                     stop = gr.Button("Stop", interactive=False, elem_id="cud-stop")
                     retry = gr.Button("Retry", elem_id="cud-retry")
                     clear = gr.Button("Clear", elem_id="cud-clear")
-                with gr.Row(elem_classes="cud-further"):
-                    further = gr.Button("", visible=False, size="sm", elem_id="cud-further")
                 with gr.Accordion("Settings", open=False, elem_id="cud-settings"):
                     compare = gr.Checkbox(label="Compare with and without zoom, side by side", elem_id="cud-compare")
                     model = gr.Dropdown(list(models), value=models[0], label="Model", visible=len(models) > 1)
@@ -189,9 +104,16 @@ def build(demo: Demo) -> "gr.Blocks":
                     tools = gr.CheckboxGroup(
                         choices=_tool_names(), value=demo.tools_of(own), label="Tools (answer is always there)"
                     )
-                    memory = gr.Radio(FOLLOW_UPS, value=default_memory(models[0]), label="A follow-up keeps")
+                    memory = gr.Radio(
+                        FOLLOW_UPS,
+                        value=default_memory(models[0]),
+                        label="A follow-up keeps",
+                        info="The bundled model answers second questions best when it keeps nothing.",
+                    )
             with gr.Column(scale=3, min_width=320, elem_classes="cud-stage"):
-                view = gr.HTML(WELCOME, elem_id="cud-view", apply_default_css=False)
+                view = gr.HTML(page.welcome, elem_id="cud-view", apply_default_css=False)
+                with gr.Row(elem_classes="cud-further"):  # below what is read, so that its coming moves nothing
+                    further = gr.Button("", visible=False, size="sm", elem_id="cud-further")
                 before = gr.HTML("", elem_id="cud-before", apply_default_css=False)
 
         wishes = [text, options, model, preset, steps, heat, tools, compare, memory]
@@ -203,7 +125,7 @@ def build(demo: Demo) -> "gr.Blocks":
 
         def emptied(session: Session) -> list[Any]:
             """What Clear leaves of `shown`."""
-            return [WELCOME, "", page.player(session), _can(True), _can(False), gr.update(visible=False)]
+            return [page.welcome, "", page.player(session), _can(True), _can(False), gr.update(visible=False)]
 
         async def show(begin: Callable[[], Run], key: str) -> AsyncIterator[list[Any]]:
             """Begin a question and draw it until it is over."""
@@ -224,18 +146,14 @@ def build(demo: Demo) -> "gr.Blocks":
                     gr.update(visible=False),
                 ]
                 earlier = await asyncio.to_thread(page.earlier, session)
-                while True:
-                    over = run.over
+                async for over in changes(run, demo.settings.refresh_seconds):
                     now = await asyncio.to_thread(page.running, run, number)
                     if session.cleared != cleared:  # Gradio shows the last yield once more, so it must be Clear's page
                         yield emptied(session) if session.run is None else [gr.skip()] * 6
                         return
-                    if over:
-                        break
-                    if now != last:
+                    if now != last and not over:
                         yield [now, earlier, *([gr.skip()] * 4)]
                         last = now
-                    await asyncio.to_thread(run.wait, demo.settings.refresh_seconds)
                 yield [now, earlier, gr.skip(), _can(True), _can(False), _further(demo, session)]
             except Exception as error:  # drawing failed: the buttons must not stay as they are
                 yield [page.complaint(error), gr.skip(), gr.skip(), _can(True), _can(False), gr.skip()]
@@ -296,9 +214,11 @@ def build(demo: Demo) -> "gr.Blocks":
                 session = demo.sessions.get(key)
                 note = demo.warning(session.film, models[0])
                 shown_note = f'<div class="cu"><p class="cud-note" role="status">{html.escape(note)}</p></div>'
-                return [shown_note if note else WELCOME, "", page.player(session), *([gr.skip()] * 3)]
+                return [shown_note if note else page.welcome, "", page.player(session), *([gr.skip()] * 3)]
             except Exception as error:
-                return [page.complaint(error), *([gr.skip()] * 5)]
+                stays = demo.sessions.get(key).film
+                more = f". The film here is still {stays.name}." if stays is not None else ""
+                return [page.complaint(error, more), *([gr.skip()] * 5)]
 
         def on_upload(request: gr.Request, path: str | None) -> list[Any]:
             return [*on_film(demo.take, request, path), ""]
@@ -451,23 +371,6 @@ def launch(demo: Demo, *, block: bool = False, quiet: bool = True) -> "tuple[gr.
     if block:
         blocks.block_thread()
     return blocks, str(shared or address)
-
-
-def serve(demo: Demo) -> None:
-    """Serve until interrupted."""
-    import signal
-    import sys
-
-    blocks, address = launch(demo)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's stop cleans up like Ctrl+C
-    sys.stdout.write(f"closeup demo: {address}  (stop with Ctrl+C)\n")
-    if not demo.settings.is_local:
-        sys.stdout.write("closeup demo: everyone who can reach this address can ask, upload and watch.\n")
-    sys.stdout.flush()
-    try:
-        blocks.block_thread()
-    finally:
-        blocks.close(verbose=False)
 
 
 def _free_port(host: str) -> int:

@@ -228,6 +228,13 @@ class Sessions:
                 del self._sessions[session.key]
         self._drop(old)
 
+    def stop(self) -> None:
+        """Stop what runs in any of them; they stay."""
+        with self._lock:
+            every = list(self._sessions.values())
+        for session in every:
+            session.stop()
+
     def close(self) -> None:
         """Drop all of them."""
         with self._lock:

@@ -391,7 +391,7 @@ def test_what_is_too_large_is_refused(served: Served) -> None:
 
 def test_a_complaint_begins_with_a_capital_where_a_word_begins_it() -> None:
     from closeup.app.errors import BadInput
-    from closeup.app.page import Page
+    from closeup.app.stage import Page
 
     for said, shown in (
         ("there is no video yet; upload one", "There is no video yet; upload one"),
@@ -415,7 +415,7 @@ def test_gradio_keeps_no_record_of_every_event(served: Served) -> None:
 
 
 def test_markup_is_shown_as_text(served: Served) -> None:
-    from closeup.app.page import Page
+    from closeup.app.stage import Page
     from closeup.app.wishes import Wish
 
     demo = served.demo

@@ -165,7 +165,7 @@ def safe(page: Page) -> None:
         for part in attributes.get("class", "").split():
             assert part == "cu" or part.startswith("cu-"), part
         if "style" in attributes:
-            assert re.fullmatch(r"width:[\d.]+%", attributes["style"])
+            assert re.fullmatch(r"width:[\d.]+%|aspect-ratio:\d+/\d+", attributes["style"])
 
 
 def test_hostile_text_stays_text() -> None:
@@ -254,6 +254,61 @@ def test_many_windows_are_bounded_and_counted() -> None:
     steps = tuple(StepView(i, "", (Call("zoom_clip", (), "done", None, (CLOSE,)),), "ok") for i in range(60))
     page = drawn(scene(steps=steps))
     assert len(page.of("cu-lane")) == MAX_LANES and f"{61 - MAX_LANES} more windows are not drawn" in page.text
+
+
+def test_frames_that_were_squeezed_keep_the_films_shape_and_say_so() -> None:
+    tall = replace(FILM, width=180, height=320)
+    near = replace(CLOSE, size=(224, 126))
+    page = drawn(scene(films=(tall,), steps=(StepView(0, "", (Call("zoom_clip", (), "done", None, (near,)),), "ok"),)))
+    assert [image.get("style") for image in page.all("img")] == ["aspect-ratio:180/320"] * 3 + [None] * 4
+    assert page.text.count("squeezed") == 1
+    assert html.shape(replace(tall, height=0), OVERVIEW) == html.shape(None, OVERVIEW) == ""
+
+
+def test_gold_is_not_shown_before_the_agent_has_answered() -> None:
+    for status in ("waiting", "running"):
+        page = drawn(scene(status=status, answer=None, choice=None, evidence=()))
+        assert not page.of("cu-gold") and not page.of("cu-is-gold") and not page.of("cu-mark-gold")
+        assert "Gold" not in page.text
+    page = drawn(scene())
+    assert len(page.of("cu-gold")) == len(page.of("cu-is-gold")) == len(page.of("cu-mark-gold")) == 1
+
+
+def test_places_are_kept_for_what_comes_later() -> None:
+    """Legend, lanes and rewards have their room from the start, and the answer comes last: what is read stays."""
+    early = drawn(scene(status="running", answer=None, choice=None, evidence=(), steps=(StepView(0, "hm", (), "ok"),)))
+    late = drawn(scene())
+    assert [svg["height"] for svg in early.all("svg")] == [svg["height"] for svg in late.all("svg")]
+    for key in ("cu-key-gold", "cu-key-cited"):
+        assert len(early.of(key)) == len(late.of(key)) == 1
+    assert (len(early.of("cu-off")), len(late.of("cu-off"))) == (2, 0)
+    assert early.of("cu-rewards-due") and not late.of("cu-rewards-due")
+    names = [attributes.get("class", "") for _, attributes in late.elements]
+    assert names.index("cu-budgets") < names.index("cu-steps")
+    assert names.index("cu-steps") < next(i for i, name in enumerate(names) if name.startswith("cu-answer"))
+
+
+def test_a_short_window_of_a_long_film_has_a_marker_and_room_to_be_hit() -> None:
+    long = replace(FILM, duration=2400.0)
+    assert len(drawn(scene(films=(long,))).of("cu-pin")) == 1
+    assert not drawn(scene()).of("cu-pin")
+    lanes = drawn(scene(films=(long,)))
+    assert len(lanes.of("cu-hit")) == len(lanes.of("cu-lane")) == 2
+
+
+def test_a_long_question_is_clamped_with_a_way_to_all_of_it() -> None:
+    for question in ("W" * 300, "word " * 700, "a\n" * 20):
+        page = drawn(scene(question=question))
+        assert len(page.of("cu-question-long")) == len(page.of("cu-whole")) == 1
+        assert question.strip() in page.text
+    assert not drawn(scene()).of("cu-whole")
+
+
+def test_debris_is_folded_away_and_not_drawn_as_a_thought() -> None:
+    debris = '": 4 (A", "arguments": [[562}}\n</tool_call>'
+    page = drawn(scene(steps=(StepView(0, debris, (), "broken_call", "the call cannot be read"),)))
+    assert len(page.of("cu-wrote")) == 1 and not page.of("cu-thought")
+    assert debris in page.text and "the call cannot be read" in page.text
 
 
 def test_frames_of_the_overview_that_were_watched_closely_are_marked() -> None:
