@@ -9,7 +9,7 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -68,13 +68,8 @@ class Group:
         """The tree as a table: per rollout in `order` its index, the cells that begin in its row, its empty columns."""
         found: dict[int, list[Cell]] = {rollout: [] for rollout in self.order}
 
-        def place(branch: Branch) -> None:
+        for branch in _walk(self.branches):
             found[min(branch.rollouts, key=self.order.index)].append(Cell(branch, len(branch.rollouts)))
-            for child in branch.children:
-                place(child)
-
-        for branch in self.branches:
-            place(branch)
         return tuple((i, tuple(found[i]), self.width - len(self.scenes[i].steps)) for i in self.order)
 
 
@@ -96,9 +91,8 @@ def group_of(trajectories: Sequence[Trajectory], crediting: Crediting) -> Group:
     """The view of one group (as `split` gives it)."""
     scenes = tuple(scene_of(trajectory) for trajectory in trajectories)
     keys = [[(s.text, s.clips) for s in trajectory.steps] for trajectory in trajectories]
-    branches = _branches(scenes, keys, tuple(range(len(scenes))), 0)
-    order: list[int] = []
-    _leaves(branches, order)
+    branches = _branches(scenes, keys)
+    order = _leaves(branches)
     order += [i for i in range(len(scenes)) if i not in order]
     credit, weights, note = credit_of(trajectories, crediting)
     return Group(
@@ -114,21 +108,37 @@ def group_of(trajectories: Sequence[Trajectory], crediting: Crediting) -> Group:
     )
 
 
-def _branches(
-    scenes: Sequence[Scene], keys: Sequence[Sequence[object]], rollouts: tuple[int, ...], depth: int
-) -> tuple[Branch, ...]:
-    parted: dict[object, list[int]] = {}
-    for i in rollouts:
-        if len(keys[i]) > depth:
-            parted.setdefault(keys[i][depth], []).append(i)
-    return tuple(
-        Branch(scenes[same[0]].steps[depth], tuple(same), _branches(scenes, keys, tuple(same), depth + 1))
-        for same in parted.values()
-    )
+def _branches(scenes: Sequence[Scene], keys: Sequence[Sequence[object]]) -> tuple[Branch, ...]:
+    """The tree, from its root down and then put together from its leaves up: an episode may have thousands of steps."""
+    found: list[tuple[tuple[int, ...], int, list[int]]] = [(tuple(range(len(scenes))), -1, [])]
+    for rollouts, depth, children in found:  # grows while it is walked: parents stand before their children
+        parted: dict[object, list[int]] = {}
+        for i in rollouts:
+            if len(keys[i]) > depth + 1:
+                parted.setdefault(keys[i][depth + 1], []).append(i)
+        for same in parted.values():
+            children.append(len(found))
+            found.append((tuple(same), depth + 1, []))
+    made: dict[int, Branch] = {}
+    for number in range(len(found) - 1, 0, -1):
+        rollouts, depth, children = found[number]
+        step = scenes[rollouts[0]].steps[depth]
+        made[number] = Branch(step, rollouts, tuple(made[child] for child in children))
+    return tuple(made[child] for child in found[0][2])
 
 
-def _leaves(branches: Sequence[Branch], order: list[int]) -> None:
-    for branch in branches:
+def _walk(branches: Sequence[Branch]) -> Iterator[Branch]:
+    """Every branch, before its children, in order."""
+    todo = list(reversed(branches))
+    while todo:
+        branch = todo.pop()
+        yield branch
+        todo += reversed(branch.children)
+
+
+def _leaves(branches: Sequence[Branch]) -> list[int]:
+    order: list[int] = []
+    for branch in _walk(branches):
         inner = {i for child in branch.children for i in child.rollouts}
         order += [i for i in branch.rollouts if i not in inner]  # they end here
-        _leaves(branch.children, order)
+    return order

@@ -14,7 +14,8 @@ import base64
 import hashlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,17 +64,28 @@ def run(options: ViewOptions) -> int:
     out = options.out or options.file.with_suffix(".html")
     _check(options, out)
     trajectories, left_out = _read(options)
-    page = make_page(trajectories, options, left_out)
+    gone: Counter[str] = Counter()
+    page = make_page(trajectories, options, left_out, gone=gone)
     _write(out, page)
     episodes = f"{len(trajectories)} episode{'s' if len(trajectories) != 1 else ''}"
     sys.stdout.write(f"{out}: {episodes}, {len(page) / 1e6:.1f} MB. Open it in a browser.\n")
     if left_out:
         complain(f"{left_out} more episodes are not on the page; raise --limit, or choose with --task ID")
+    if gone:
+        whys = "; ".join(why for why, _ in gone.most_common(3)) + ("; …" if len(gone) > 3 else "")
+        looks = f"{gone.total()} look{'s have' if gone.total() != 1 else ' has'} no pictures"
+        complain(f"{looks} ({whys}); give the folder the films are in with --videos DIR")
     return 0
 
 
-def make_page(trajectories: Sequence[Trajectory], options: ViewOptions, left_out: int = 0) -> bytes:
-    """The page, as UTF-8. Raises `BadInput` or `RewardError` for options that cannot be used."""
+def make_page(
+    trajectories: Sequence[Trajectory], options: ViewOptions, left_out: int = 0, *, gone: Counter[str] | None = None
+) -> bytes:
+    """The page, as UTF-8. Raises `BadInput` or `RewardError` for options that cannot be used.
+
+    Args:
+        gone: filled with the reasons why looks have no pictures, each as often as it held.
+    """
     from closeup.app.groups import group_of, split
 
     moved: Mapping[str, Path] = {}
@@ -91,6 +103,8 @@ def make_page(trajectories: Sequence[Trajectory], options: ViewOptions, left_out
             groups.append(group)
             entries.append(_entry(group, pictures, number, of=len(found)))
             advance(number)
+    if gone is not None:
+        gone.update(pictures.gone)
     script = html.script()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     text = html.template("page.html").render(
@@ -138,17 +152,24 @@ def crediting_of(options: ViewOptions, trajectory: Trajectory) -> Crediting:
 
 
 class Ration:
-    """Pictures until so many bytes are given out; then the film's own first, then none. Counts what was left out."""
+    """Pictures until so many bytes are given out; then the film's own first, then none.
+
+    Attributes:
+        left_out: pictures there was no room for. gone: why looks have none at all, each reason as often as it held.
+    """
 
     def __init__(self, pictures: Pictures, max_bytes: int) -> None:
         self._pictures = pictures
         self._left = max_bytes
         self._enlarged = max_bytes // 2
         self.left_out = 0
+        self.gone: Counter[str] = Counter()
 
     def strip(self, film: Film | None, look: Look) -> Strip:
         """See `Pictures.strip`."""
         found = self._pictures.strip(film, look)
+        if found.why:
+            self.gone[found.why] += 1
         given = []
         for picture in found.pictures:
             if picture.bytes > self._left - self._enlarged:
@@ -164,7 +185,7 @@ class Ration:
 
 def _entry(group: Group, pictures: Ration, number: int, *, of: int) -> str:
     """One group, or the one episode it is made of."""
-    scenes, level = [], 2 if of == 1 and len(group.scenes) == 1 else 3
+    scenes, level = [], 3 if of == 1 and len(group.scenes) > 1 else 2
     for index, scene in enumerate(group.scenes):
         prefix = f"cu-{number}-{index}"
         scenes.append(Markup(html.render(scene, pictures, overview=index == 0, level=level, prefix=prefix)))
@@ -222,7 +243,7 @@ def _read(options: ViewOptions) -> tuple[list[Trajectory], int]:
 
     chosen: list[Trajectory] = []
     more = 0
-    for trajectory in read_trajectories(options.file):
+    for trajectory in _whole(options.file, read_trajectories(options.file)):
         if options.task is None:
             chosen.append(trajectory)
             if len(chosen) == options.limit:
@@ -239,6 +260,27 @@ def _read(options: ViewOptions) -> tuple[list[Trajectory], int]:
             f"{options.file} holds no trajectory; make one with: closeup ask VIDEO QUESTION --save {options.file}"
         )
     return chosen, more
+
+
+def _whole(path: Path, trajectories: Iterator[Trajectory]) -> Iterator[Trajectory]:
+    """The trajectories of a file whose last line may be cut off, as a run that crashed leaves it; that is said."""
+    from closeup.agent.trajectory import TrajectoryError
+
+    read = 0
+    try:
+        for trajectory in trajectories:
+            read += 1
+            yield trajectory
+    except TrajectoryError as error:
+        if not read or read != _lines(path) - 1 or _ends_whole(path):
+            raise
+        complain(f"{error}. It is the last line and cut off, so it is left out; the {read} before it are on the page")
+
+
+def _ends_whole(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
 
 
 def _lines(path: Path) -> int:

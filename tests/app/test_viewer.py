@@ -227,7 +227,7 @@ def test_what_does_not_fit_is_said(cli, record: Path, tmp_path: Path) -> None:  
 
 def test_lines_beyond_the_limit_are_not_read(cli, record: Path) -> None:  # type: ignore[no-untyped-def]
     with record.open("a") as file:
-        file.write("half a rec")
+        file.write("half a rec\n")
     assert cli("view", record, "--limit", "6").code == 0
     assert cli("view", record, "--limit", "7").code == 2
 
