@@ -497,5 +497,5 @@ def test_missing_files_and_another_tokenizer_are_refused(copy, tmp_path):
 
 
 def test_times_it_cannot_tell_are_refused(folder):
-    with pytest.raises(ModelError, match="cannot tell times as 'position'; accepted: native, seconds, text"):
+    with pytest.raises(ModelError, match="cannot tell times as 'position'; accepted: native, text"):
         load_adapter(str(folder), timestamps="position")
