@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 ASSETS = Path(__file__).resolve().parent / "assets"
+DRAWN_PER_SECOND = 600_000
+"""Characters of HTML that a page is sent per second while a question runs: what a slow phone keeps up with."""
 FOLLOW_UPS = [
     ("the clips watched closely", "clips"),
     ("the whole conversation", "conversation"),
@@ -154,6 +156,7 @@ def build(demo: Demo) -> "gr.Blocks":
                     if now != last and not over:
                         yield [now, earlier, *([gr.skip()] * 4)]
                         last = now
+                        await asyncio.sleep(len(now) / DRAWN_PER_SECOND)
                 yield [now, earlier, gr.skip(), _can(True), _can(False), _further(demo, session)]
             except Exception as error:  # drawing failed: the buttons must not stay as they are
                 yield [page.complaint(error), gr.skip(), gr.skip(), _can(True), _can(False), gr.skip()]

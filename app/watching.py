@@ -13,13 +13,18 @@ from collections.abc import AsyncIterator
 
 from closeup.app.asking import Run
 
+QUICK = 5.0
+"""Seconds in which every event is worth a picture; who watches for longer is served by fewer."""
+STEADY = 0.25
+"""Seconds between two pictures after that: pages take what is sent in order, and a slow one must not fall behind."""
 AT_LEAST_EVERY = 0.5
 """Seconds between two changes when nothing happens: the clock and the place in the line do."""
 
 
 async def changes(run: Run, shortest: float) -> AsyncIterator[bool]:
-    """Yields at once, then after every event, at most every `shortest` seconds; True with the last one."""
+    """Yields at once, then after every event, at most every `shortest` seconds (later `STEADY`); True with the last."""
     loop, changed = asyncio.get_running_loop(), asyncio.Event()
+    began = loop.time()
 
     def tell() -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the demo ends
@@ -33,7 +38,7 @@ async def changes(run: Run, shortest: float) -> AsyncIterator[bool]:
             yield over
             if over:
                 return
-            await asyncio.sleep(shortest)
+            await asyncio.sleep(shortest if loop.time() - began < QUICK else max(shortest, STEADY))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), AT_LEAST_EVERY)
     finally:
