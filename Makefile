@@ -15,7 +15,7 @@ DEMO_ARGS ?=
 export VENV VIDEO QUESTION MODEL
 
 .DEFAULT_GOAL := help
-.PHONY: help ask demo test test-slow test-distributed test-browser test-gpu setup setup-demo setup-dev check lint types imports tiny bench-decode bench-tiny screenshots readme clean
+.PHONY: help ask demo test test-slow test-distributed test-browser test-gpu setup setup-demo setup-dev check lint types imports tiny bench-decode bench-tiny screenshots support-table readme clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -75,6 +75,9 @@ bench-tiny: setup ## Accuracy of the bundled model against its baselines
 screenshots: setup-dev ## Take the pictures of the demo in docs/images
 	@.ci/chromium
 	$(BIN)/python benchmarks/demo_screenshots.py
+
+support-table: setup-dev ## What each family of models does: run its tests, write the table (then: make readme)
+	$(BIN)/python benchmarks/families.py
 
 readme: setup ## Write the committed results into README.md and docs/
 	$(BIN)/python benchmarks/readme.py

@@ -186,8 +186,8 @@ def _weights(folder: Path, adapter: ChatMLAdapter) -> tuple[dict[str, Any], list
             f"{folder} holds weights of {count:,} numbers, and its config.json describes a model of {wanted:,}: some "
             "are missing, or the configuration is another model's; download the checkpoint again"
         )
-    dtype = max(kinds, key=lambda kind: kinds[kind]) if kinds else None
-    return {"here": bool(files), "parameters": wanted, "bytes": size, "dtype": dtype}, problems
+    most = max(kinds, key=lambda kind: kinds[kind]) if kinds else None
+    return {"here": bool(files), "parameters": wanted, "bytes": size, "dtype": most}, problems
 
 
 def _tensors(file: Path) -> Iterator[tuple[str, int]]:

@@ -30,6 +30,7 @@ HEADING = re.compile(r"^#+ *(?P<title>.*?) *$", re.M)
 FOUNDED = re.compile(r"<!-- result .*?<!-- /result -->|```.*?```|`[^`\n]*`|\]\([^)]*\)|<!--.*?-->|\b95 %", re.S)
 NUMBER = re.compile(r"(?<![\w.-])\d[\d.,]*")
 
+# "table": of {"columns": [...], "rows": [[...], ...]}, on lines of its own.
 FORMATS: dict[str, Callable[[Any], str]] = {
     "percent": lambda value: f"{100 * value:.1f} %",
     "interval": lambda value: f"{100 * value[0]:.1f}–{100 * value[1]:.1f} %",
@@ -40,7 +41,14 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "seconds": lambda value: f"{value:.1f} s",
     "milliseconds": lambda value: f"{1000 * value:.1f} ms",
     "text": str,
+    "table": lambda value: _table(value["columns"], value["rows"]),
 }
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> str:
+    """A table on lines of its own: the first column names the rows."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n" + "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
 class Unfounded(Exception):

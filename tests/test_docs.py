@@ -240,6 +240,18 @@ def test_a_number_is_filled_in_and_a_stale_one_noticed(results: ModuleType, page
     assert results.main(["--check"], pages) == 0
 
 
+def test_a_whole_table_is_filled_in(results: ModuleType, pages: Path) -> None:
+    table = {"columns": ["", "one"], "rows": [["speed", "yes"], ["size", 3]]}
+    (pages / "benchmarks" / "results" / "families.json").write_text(json.dumps({"table": table}), encoding="utf-8")
+    readme = pages / "README.md"
+    text = "# Families\n<!-- result families.json table table -->| old |<!-- /result -->\n"
+    readme.write_text(text, encoding="utf-8")
+    assert results.main(["--check"], pages) == 1
+    assert results.main([], pages) == 0
+    expected = "# Families\n\n|  | one |\n| --- | --- |\n| speed | yes |\n| size | 3 |\n"
+    assert re.sub(r"<!--.*?-->", "", readme.read_text(encoding="utf-8")).rstrip("\n") == expected.rstrip("\n")
+
+
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
