@@ -188,6 +188,17 @@ def test_one_click_shows_where_the_agent_looked_and_the_right_answer(visit: Call
     assert scene.locator(".cu-timeline .cu-lane-close").count() == 1
     assert scene.locator(".cu-timeline .cu-gold").count() == 1
     assert "steps\n2 of 8" in scene.locator(".cu-budgets").inner_text()
+    one.ready()
+    one.example("Read a digit")  # and one more click: it begins afresh, on the film it has been asked about
+    until(lambda: one.page.locator("#cud-further").is_hidden(), "the question was not asked again")
+    one.ready()
+    assert one.until("done").locator(".cu-answer-text").inner_text() == "C 6"
+    one.page.locator(
+        "#cud-ask"
+    ).click()  # typed again, it is a second question, which the bundled model is asked afresh
+    one.page.locator(".cud-note", has_text="Asked afresh").wait_for()
+    one.ready()
+    assert one.until("done").locator(".cu-answer-text").inner_text() == "C 6"
     one.fine()
 
 
@@ -243,7 +254,9 @@ def test_a_follow_up_keeps_what_was_seen_and_folds_the_question_before(
     visit: Callable[..., Visit], served: Served
 ) -> None:
     one = visit()
-    one.example("Read a digit")
+    one.page.locator("#cud-settings button").first.click()
+    one.page.get_by_label("the clips watched closely").check()
+    one.page.locator(".cud-card").first.click()  # a card of the welcome does what the example's button does
     one.until("done")
     further = one.page.locator("#cud-further")
     further.wait_for()
@@ -326,6 +339,48 @@ def test_a_page_that_is_closed_stops_its_question(visit: Callable[..., Visit], s
         policy.pause = 0.0
 
 
+def test_on_a_phone_stop_is_in_reach_and_nothing_that_is_read_moves(
+    visit: Callable[..., Visit], served: Served
+) -> None:
+    policy = served.policy
+    one = visit(viewport={"width": 360, "height": 740})
+    one.page.evaluate(
+        "() => { window.moved = 0; new PerformanceObserver(l => { for (const e of l.getEntries())"
+        " if (!e.hadRecentInput && document.querySelector('#cud-view .cu-scene')) window.moved += e.value; })"
+        ".observe({type: 'layout-shift'}); }"
+    )
+    policy.pause = 0.05
+    try:
+        one.example("Read a digit")
+        scene = one.until("running")
+        scene.locator(".cu-call-running, .cu-call-done").first.wait_for()  # a card is seen while it runs
+        assert scene.locator(".cu-is-gold, .cu-gold").count() == 0  # the solution comes with the answer
+        box = one.page.locator("#cud-stop").bounding_box()
+        assert box is not None and box["y"] >= 0 and box["y"] + box["height"] <= 740 and box["width"] > 300
+    finally:
+        policy.pause = 0.0
+    scene = one.until("done")
+    assert scene.locator(".cu-is-gold").count() == 1
+    one.page.locator("#cud-further").wait_for()
+    one.page.wait_for_timeout(300)
+    assert one.page.evaluate("window.moved") < 0.1
+    one.fine()
+
+
+def test_a_server_that_is_gone_is_told(visit: Callable[..., Visit]) -> None:
+    one = visit()
+    one.example("Read a digit")
+    one.until("done")
+    one.page.evaluate(
+        "document.querySelector('#cud-view .cu-scene').dataset.cuStatus = 'running'"
+    )  # it stood still here
+    one.page.route("**/closeup/alive", lambda route: route.abort())
+    one.page.locator("#cud-gone", has_text="server is gone").wait_for()
+    assert one.page.locator("#cud-view .cu-status").inner_text() == "connection lost"
+    one.page.unroute("**/closeup/alive")
+    one.page.locator("#cud-gone").wait_for(state="detached")
+
+
 def test_two_visitors_at_once_see_only_their_own(visit: Callable[..., Visit]) -> None:
     one, two = visit(), visit(viewport={"width": 390, "height": 844})
     one.example("Read a digit")
@@ -391,7 +446,7 @@ def test_markup_in_questions_options_and_names_is_shown_as_text(
     one.ready()
     one.ask(QUESTION, OPTIONS)  # the hostile one is drawn again, folded
     one.until("done", question=QUESTION)
-    assert XSS in one.page.locator("#cud-before details summary").inner_text()
+    assert XSS in one.page.locator("#cud-before details.cud-earlier > summary").inner_text()
     assert one.page.title() == "closeup"
     assert one.page.locator("#owned, img[src=x]").count() == 0
     one.fine()
