@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, LlavaOnevisionProcessor
 from closeup.agent.messages import Message
 from closeup.agent.models import llava_onevision
 from closeup.agent.models.fingerprint import fingerprint
-from closeup.agent.models.load import ModelError, find_checkpoint, load_adapter
+from closeup.agent.models.load import ModelError, empty_adapter, find_checkpoint, load_adapter
 from closeup.agent.models.oracles import llava_onevision as assembled
 from closeup.agent.models.testing import SyntheticVideo, write_random_checkpoint
 from closeup.tools.video import Video
@@ -135,6 +135,17 @@ def test_tokens_of_a_clip_are_those_of_its_geometry_and_features(native, told, f
         pads = sum(i in adapter.pad_ids for i in shown.ids)
         assert item.record.tokens == len(features) == pads == expected
         assert item.record.size == (42, 42)
+
+
+def test_frames_of_the_published_size_take_196_tokens_and_a_clip_one_more(tmp_path):
+    folder = write_random_checkpoint(tmp_path / "whole", family="llava_onevision", vision={"image_size": 384})
+    plain, timed = (empty_adapter(str(folder), timestamps=how).geometry for how in ("native", "text"))
+    assert plain.size(1920, 1080, 28 * 28) == plain.size(100, 700, 1 << 20) == (384, 384)
+    assert plain.tokens(8, (384, 384)) == 8 * 196 + 1
+    assert timed.tokens(8, (384, 384)) == 8 * 197
+    adapter = load_adapter(str(folder), device="cpu")
+    (features,) = adapter.encode_clips([VIDEO.frames([1.0, 2.0], (384, 384)).pixels])
+    assert len(features) == 2 * 196 + 1
 
 
 @settings(max_examples=100, deadline=None)
