@@ -106,12 +106,7 @@ def build(demo: Demo) -> "gr.Blocks":
                     tools = gr.CheckboxGroup(
                         choices=_tool_names(), value=demo.tools_of(own), label="Tools (answer is always there)"
                     )
-                    memory = gr.Radio(
-                        FOLLOW_UPS,
-                        value=default_memory(models[0]),
-                        label="A follow-up keeps",
-                        info="The bundled model answers second questions best when it keeps nothing.",
-                    )
+                    memory = gr.Radio(FOLLOW_UPS, value=default_memory(models[0]), label="A follow-up keeps")
             with gr.Column(scale=3, min_width=320, elem_classes="cud-stage"):
                 view = gr.HTML(page.welcome, elem_id="cud-view", apply_default_css=False)
                 with gr.Row(elem_classes="cud-further"):  # below what is read, so that its coming moves nothing
