@@ -8,6 +8,7 @@ Invariants
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import threading
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from closeup.app.demo import Demo
 
 PATIENCE = 1.0
-"""Seconds that last states have to reach their pages, and open connections to end."""
+"""Seconds that questions have to end, and open connections."""
+LINGER = 0.5
+"""Seconds in which the last states are drawn and go out."""
 
 
 def serve(demo: Demo) -> None:
@@ -46,8 +49,9 @@ def serve(demo: Demo) -> None:
         end = time.monotonic() + PATIENCE
         while len(demo.line) and time.monotonic() < end:
             time.sleep(0.02)
-        time.sleep(0.1)  # the last states go out
+        time.sleep(LINGER)
     finally:
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it tells of every page that was still open
         demo.close()
         server = blocks.server
         if server is not None:

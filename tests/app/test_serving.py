@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import logging
 import os
 import runpy
 import signal
@@ -123,6 +124,7 @@ def test_an_interrupt_ends_questions_and_server_within_seconds(
         serving.serve(demo)
         took = time.monotonic() - told["at"]
     finally:
+        logging.getLogger("uvicorn.error").setLevel(logging.NOTSET)
         for number, handler in handlers.items():
             signal.signal(number, handler)
         for name, value in before.items():
@@ -131,6 +133,6 @@ def test_an_interrupt_ends_questions_and_server_within_seconds(
     while "last" not in told and time.monotonic() < end:
         time.sleep(0.05)
     assert isinstance(told["last"], dict) and told["last"]["status"] == "stopped"
-    assert took < 8  # Gradio itself waits up to 5 s for its server's thread
+    assert took < 10  # Gradio itself waits up to 5 s for its server's thread
     assert not demo.uploads.folder.exists()
     assert "closeup demo: closing" in capsys.readouterr().out
