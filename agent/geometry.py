@@ -53,7 +53,7 @@ class VisionGeometry(BaseModel):
             rows, columns = self._tiling(width, height, pixels // self.tile**2)
             return rows * self.tile, columns * self.tile
         f = self.factor
-        pixels = max(pixels, f * f)
+        asked, pixels = pixels, max(pixels, f * f)
         h, w = max(f, round(height / f) * f), max(f, round(width / f) * f)
         if h * w > pixels:
             shrink = math.sqrt(height * width / pixels)
@@ -61,7 +61,7 @@ class VisionGeometry(BaseModel):
             w = max(f, math.floor(width / shrink / f) * f)
             if h * w > pixels:  # a side was already at the factor: only the other one can give way
                 h, w = (f, max(f, pixels // f // f * f)) if h == f else (max(f, pixels // f // f * f), f)
-        elif h * w < self.min_pixels:
+        elif h * w < self.min_pixels and h * w <= asked:  # what is at its limit already is not enlarged
             grow = math.sqrt(self.min_pixels / (height * width))
             h, w = math.ceil(height * grow / f) * f, math.ceil(width * grow / f) * f
         return h, w

@@ -46,6 +46,7 @@ def geometry(patch: int, merge: int, least: int = 28 * 28) -> VisionGeometry:
 @example(720, 1280, (14, 2), 32 * 28 * 28, 56 * 56)  # LOVE-R1's overview
 @example(360, 640, (14, 2), 28 * 28, 56 * 56)  # the bundled model's, on a tower that wants more
 @example(120, 160, (14, 2), 32 * 28 * 28, 128 * 28 * 28)  # the stock video processor's own lower bound, not reached
+@example(15, 15, (14, 2), 1, 785)  # a limit below a token, and a tower that wants more than one
 @example(42, 70, (14, 2), 10**6, 28 * 28)  # halves: both round to even
 def test_sizes_are_smart_resizes(height: int, width: int, factor: tuple[int, int], pixels: int, least: int) -> None:
     side = factor[0] * factor[1]
