@@ -98,6 +98,25 @@ def shown(clips: Sequence[tuple[str, Clip]]) -> list[str | Clip]:
     return content
 
 
+def asked(view: View) -> tuple[Message, ...]:
+    """The first message of a growing context: overviews, clips seen before, the question, and the notice below it."""
+    notice = ["\n" + view.notice] if view.notice else []
+    return (Message.of("user", *shown((*view.overviews, *view.clips)), view.question, *notice),)
+
+
+def tool_response(view: View) -> tuple[Message, ...]:
+    """What a call gave, as a `tool` message between the tags that Qwen's template puts around it."""
+    news = [view.news + "\n"] if view.news else []
+    notice = ["\n" + view.notice] if view.notice else []
+    return (Message.of("tool", "<tool_response>\n", *news, *shown(view.new_clips), "</tool_response>", *notice),)
+
+
+def told(view: View) -> tuple[Message, ...]:
+    """The news as a `user` message, for dialects without tools."""
+    words = "\n".join(text for text in (view.news, view.notice) if text)
+    return (Message.of("user", *shown(view.new_clips), words),)
+
+
 class Dialect(ABC):
     """How one family of agents writes actions. Stateless: one instance serves every episode."""
 

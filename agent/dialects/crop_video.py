@@ -26,13 +26,21 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from closeup.agent.dialects.base import Dialect, FormatError, FormatOutcome, Parsed, ToolCall, View, shown
+from closeup.agent.dialects.base import (
+    Dialect,
+    FormatError,
+    FormatOutcome,
+    Parsed,
+    ToolCall,
+    View,
+    asked,
+    tool_response,
+)
 from closeup.agent.dialects.diagnose import likely_call
 from closeup.agent.dialects.options import answer_call, answer_content, fit_answer
 from closeup.agent.dialects.strict_json import StrictJSONError, loads
 from closeup.agent.messages import Message
 from closeup.tools.base import Tool
-from closeup.tools.video.clip import Clip
 
 MAX_CHARS = 200_000
 NAME = "crop_video"
@@ -90,18 +98,11 @@ class CropVideo(Dialect):
 
     def start(self, view: View) -> tuple[Message, ...]:
         """One `user` message: overviews, clips seen before, and the question."""
-        content: list[str | Clip] = [*shown((*view.overviews, *view.clips)), view.question]
-        if view.notice:
-            content.append("\n" + view.notice)
-        return (Message.of("user", *content),)
+        return asked(view)
 
     def observe(self, view: View) -> tuple[Message, ...]:
         """One `tool` message with the news."""
-        news = [view.news + "\n"] if view.news else []
-        content: list[str | Clip] = ["<tool_response>\n", *news, *shown(view.new_clips), "</tool_response>"]
-        if view.notice:
-            content.append("\n" + view.notice)
-        return (Message.of("tool", *content),)
+        return tool_response(view)
 
     def forced_prefix(self, tools: Sequence[type[Tool[Any]]]) -> str:
         """Nothing: a thought may come before the answer."""

@@ -18,12 +18,20 @@ import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from closeup.agent.dialects.base import Dialect, FormatError, FormatOutcome, Parsed, ToolCall, View, shown
+from closeup.agent.dialects.base import (
+    Dialect,
+    FormatError,
+    FormatOutcome,
+    Parsed,
+    ToolCall,
+    View,
+    asked,
+    tool_response,
+)
 from closeup.agent.dialects.diagnose import likely_call
 from closeup.agent.dialects.strict_json import StrictJSONError, loads
 from closeup.agent.messages import Message
 from closeup.tools.base import Tool
-from closeup.tools.video.clip import Clip
 
 MAX_CHARS = 200_000
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -73,18 +81,11 @@ class Hermes(Dialect):
 
     def start(self, view: View) -> tuple[Message, ...]:
         """One `user` message: overviews, clips seen before, and the question."""
-        content: list[str | Clip] = [*shown((*view.overviews, *view.clips)), view.question]
-        if view.notice:
-            content.append("\n" + view.notice)
-        return (Message.of("user", *content),)
+        return asked(view)
 
     def observe(self, view: View) -> tuple[Message, ...]:
         """One `tool` message with the news."""
-        news = [view.news + "\n"] if view.news else []
-        content: list[str | Clip] = ["<tool_response>\n", *news, *shown(view.new_clips), "</tool_response>"]
-        if view.notice:
-            content.append("\n" + view.notice)
-        return (Message.of("tool", *content),)
+        return tool_response(view)
 
     def forced_prefix(self, tools: Sequence[type[Tool[Any]]]) -> str:
         """The beginning of a call of `answer`."""

@@ -22,7 +22,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from closeup.agent.dialects.base import Dialect, FormatError, FormatOutcome, Parsed, ToolCall, View, shown
+from closeup.agent.dialects.base import Dialect, FormatError, FormatOutcome, Parsed, ToolCall, View, asked, shown
 from closeup.agent.dialects.diagnose import likely_call
 from closeup.agent.dialects.strict_json import StrictJSONError, loads
 from closeup.agent.messages import Message
@@ -82,10 +82,7 @@ class OpenAIMessages(Dialect):
 
     def start(self, view: View) -> tuple[Message, ...]:
         """One `user` message: overviews, clips seen before, and the question."""
-        content: list[str | Clip] = [*shown((*view.overviews, *view.clips)), view.question]
-        if view.notice:
-            content.append("\n" + view.notice)
-        return (Message.of("user", *content),)
+        return asked(view)
 
     def observe(self, view: View) -> tuple[Message, ...]:
         """One `tool` message with the news."""

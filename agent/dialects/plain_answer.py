@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from closeup.agent.dialects.base import Dialect, FormatError, Parsed, ToolCall, View, shown
+from closeup.agent.dialects.base import Dialect, FormatError, Parsed, ToolCall, View, asked, told
 from closeup.agent.dialects.options import answer_call, answer_content, fit_answer
 from closeup.agent.messages import Message
 from closeup.tools.base import Tool
@@ -38,13 +38,11 @@ class PlainAnswer(Dialect):
 
     def start(self, view: View) -> tuple[Message, ...]:
         """One `user` message: overviews, clips seen before, and the question."""
-        notice = "\n" + view.notice if view.notice else ""
-        return (Message.of("user", *shown((*view.overviews, *view.clips)), view.question, notice),)
+        return asked(view)
 
     def observe(self, view: View) -> tuple[Message, ...]:
         """One `user` message with the news."""
-        words = "\n".join(text for text in (view.news, view.notice) if text)
-        return (Message.of("user", *shown(view.new_clips), words),)
+        return told(view)
 
     def forced_prefix(self, tools: Sequence[type[Tool[Any]]]) -> str:
         """Nothing: every message is an answer."""

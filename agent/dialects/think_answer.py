@@ -17,7 +17,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from closeup.agent.dialects.base import Dialect, FormatError, FormatOutcome, Parsed, ToolCall, View, shown
+from closeup.agent.dialects.base import Dialect, FormatError, FormatOutcome, Parsed, ToolCall, View, asked, told
 from closeup.agent.dialects.options import answer_call, answer_content, fit_answer
 from closeup.agent.messages import Message
 from closeup.tools.base import Tool
@@ -72,13 +72,11 @@ class ThinkAnswer(Dialect):
 
     def start(self, view: View) -> tuple[Message, ...]:
         """One `user` message: overviews, clips seen before, and the question."""
-        notice = "\n" + view.notice if view.notice else ""
-        return (Message.of("user", *shown((*view.overviews, *view.clips)), view.question, notice),)
+        return asked(view)
 
     def observe(self, view: View) -> tuple[Message, ...]:
         """One `user` message with the news."""
-        words = "\n".join(text for text in (view.news, view.notice) if text)
-        return (Message.of("user", *shown(view.new_clips), words),)
+        return told(view)
 
     def forced_prefix(self, tools: Sequence[type[Tool[Any]]]) -> str:
         """Nothing: every message of this dialect is an answer, and a thought may come before it."""

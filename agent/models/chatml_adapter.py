@@ -4,8 +4,8 @@ A message is written `<|im_start|>role`, a newline, its content, `<|im_end|>` an
 only when one is given; a `tool` message is written as a user turn, as Qwen's own template does. Clips are resolved
 (decoded, measured, named by their pixels) here; how a clip is *written* is the family's (`blocks`).
 
-A new family is a subclass that states its controls and its forms of time, and answers seven questions: `model_class`,
-`prepare`, `grids`, `blocks`, `positions`, `encode_clips`, `hidden`. See `docs/models.md`.
+A new family is a subclass that states its controls and its forms of time, and answers six questions: `model_class`,
+`prepare`, `grids`, `blocks`, `positions`, `encode_clips`. See `docs/models.md`.
 """
 
 from __future__ import annotations
@@ -276,7 +276,7 @@ class ChatMLAdapter(Adapter):
                 never.add(int(i))
         return tuple(sorted(i for i in never - set(self.stop_ids) if i < vocabulary))
 
-    # ---- embeddings and logits -------------------------------------------------------------------------------------
+    # ---- the text model --------------------------------------------------------------------------------------------
 
     def embed(self, ids: torch.Tensor, features: Sequence[torch.Tensor]) -> torch.Tensor:
         embeds: torch.Tensor = self.model.get_input_embeddings()(ids)
@@ -289,6 +289,19 @@ class ChatMLAdapter(Adapter):
     def fill(self, embeds: torch.Tensor, pads: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """`embeds` (N, hidden) with `rows`, one per true entry of `pads` (N,), in their places."""
         return embeds.masked_scatter(pads.unsqueeze(-1), rows.to(embeds))
+
+    def hidden(
+        self, embeds: torch.Tensor, positions: torch.Tensor, *, mask: Any, cache: Any, tree: Any = None
+    ) -> torch.Tensor:
+        out: torch.Tensor = self.model.model.language_model(
+            inputs_embeds=embeds,
+            position_ids=positions if self.axes > 1 else positions[0],
+            attention_mask={"full_attention": mask},
+            past_key_values=cache,
+            use_cache=cache is not None,
+            **({} if tree is None else {"tree": tree}),
+        ).last_hidden_state
+        return out
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.model.lm_head(hidden)

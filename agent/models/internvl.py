@@ -189,21 +189,6 @@ class InternVLAdapter(ChatMLAdapter):
     def vision_modules(self) -> tuple[Any, ...]:
         return (self.model.model.vision_tower, self.model.model.multi_modal_projector)
 
-    # ---- text model ------------------------------------------------------------------------------------------------
-
-    def hidden(
-        self, embeds: torch.Tensor, positions: torch.Tensor, *, mask: Any, cache: Any, tree: Any = None
-    ) -> torch.Tensor:
-        out: torch.Tensor = self.model.model.language_model(
-            inputs_embeds=embeds,
-            position_ids=positions[0],
-            attention_mask={"full_attention": mask},
-            past_key_values=cache,
-            use_cache=cache is not None,
-            **({} if tree is None else {"tree": tree}),
-        ).last_hidden_state
-        return out
-
 
 def _check(name: str, config: Any, pixel_settings: Mapping[str, Any]) -> None:
     """Model and processor belong together and can be run here. Raises `ModelError`."""

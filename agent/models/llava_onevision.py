@@ -158,21 +158,6 @@ class LlavaOnevisionAdapter(ChatMLAdapter):
         model = self.model.model
         return (model.vision_tower, model.multi_modal_projector, Newline(model.image_newline))
 
-    # ---- text model ------------------------------------------------------------------------------------------------
-
-    def hidden(
-        self, embeds: torch.Tensor, positions: torch.Tensor, *, mask: Any, cache: Any, tree: Any = None
-    ) -> torch.Tensor:
-        out: torch.Tensor = self.model.model.language_model(
-            inputs_embeds=embeds,
-            position_ids=positions[0],
-            attention_mask={"full_attention": mask},
-            past_key_values=cache,
-            use_cache=cache is not None,
-            **({} if tree is None else {"tree": tree}),
-        ).last_hidden_state
-        return out
-
 
 def video_settings(folder: Path) -> dict[str, Any] | None:
     """What the stock library reads for videos: of processor_config.json, else the video processor's own file."""

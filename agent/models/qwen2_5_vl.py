@@ -63,19 +63,6 @@ class Qwen25VLAdapter(QwenVisionAdapter):
         found: Sequence[torch.Tensor] = self.model.model.get_video_features(pixels, grid).pooler_output
         return found
 
-    def hidden(
-        self, embeds: torch.Tensor, positions: torch.Tensor, *, mask: Any, cache: Any, tree: Any = None
-    ) -> torch.Tensor:
-        out: torch.Tensor = self.model.model.language_model(
-            inputs_embeds=embeds,
-            position_ids=positions,
-            attention_mask={"full_attention": mask},
-            past_key_values=cache,
-            use_cache=cache is not None,
-            **({} if tree is None else {"tree": tree}),
-        ).last_hidden_state
-        return out
-
 
 def time_label(seconds: float) -> str:
     """A time as it is written before a pair of frames: at most one decimal, as in "12s" or "12.5s"."""

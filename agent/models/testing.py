@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,7 +71,6 @@ def write_random_checkpoint(
 
 
 def _write_qwen2_5_vl(folder: Path, *, seed: int, vision: Mapping[str, Any], text: Mapping[str, Any]) -> None:
-    import torch
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     tokenizer = random_tokenizer()
@@ -110,12 +109,7 @@ def _write_qwen2_5_vl(folder: Path, *, seed: int, vision: Mapping[str, Any], tex
         vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=True,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Qwen2_5_VLForConditionalGeneration(config).eval()
-    model.generation_config.eos_token_id = [ids["<|im_end|>"], ids["<|endoftext|>"]]
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_random(folder, Qwen2_5_VLForConditionalGeneration, config, tokenizer, seed)
     pixels = {
         "image_processor_type": "Qwen2VLImageProcessor",
         "image_mean": [0.48145466, 0.4578275, 0.40821073],
@@ -126,6 +120,31 @@ def _write_qwen2_5_vl(folder: Path, *, seed: int, vision: Mapping[str, Any], tex
         "size": {"shortest_edge": 28 * 28, "longest_edge": 112 * 112},
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(pixels, indent=2) + "\n", encoding="utf-8")
+
+
+def save_random(
+    folder: Path,
+    model_class: Any,
+    config: Any,
+    tokenizer: Any,
+    seed: int,
+    *,
+    change: Callable[[Any], None] = lambda model: None,
+) -> None:
+    """Save a model of `config` with random weights, and its tokenizer; the global random state stays as it was.
+
+    `change` may draw some weights anew, where the library's own start with zeros.
+    """
+    import torch
+
+    ids = tokenizer.get_vocab()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = model_class(config).eval()
+        change(model)
+    model.generation_config.eos_token_id = [ids["<|im_end|>"], ids["<|endoftext|>"]]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def random_tokenizer(special: Sequence[str] = SPECIAL, *, words: str = "", **settings: Any) -> Any:

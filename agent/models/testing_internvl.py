@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from closeup.agent.models.testing import random_tokenizer
+from closeup.agent.models.testing import random_tokenizer, save_random
 
 NAMED = {
     "start_image_token": "<img>",
@@ -75,16 +75,14 @@ def write(folder: Path, *, seed: int, vision: Mapping[str, Any], text: Mapping[s
         image_seq_length=4,
         tie_word_embeddings=True,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = InternVLForConditionalGeneration(config).eval()
+
+    def drawn(model: Any) -> None:
         embeddings = model.model.vision_tower.embeddings
         for value in (embeddings.position_embeddings, embeddings.cls_token):  # zeros would tell no patch's place
             torch.nn.init.normal_(value, std=0.3)
-    model.generation_config.eos_token_id = [ids["<|im_end|>"], ids["<|endoftext|>"]]
-    model.save_pretrained(folder)
+
     tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(folder)
+    save_random(folder, InternVLForConditionalGeneration, config, tokenizer, seed, change=drawn)
     side = config.vision_config.image_size[0]
     pixels: dict[str, Any] = {
         "do_convert_rgb": True,

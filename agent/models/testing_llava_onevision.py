@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from closeup.agent.models.testing import random_tokenizer
+from closeup.agent.models.testing import random_tokenizer, save_random
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
 TEMPLATE = (
@@ -62,15 +62,13 @@ def write(folder: Path, *, seed: int, vision: Mapping[str, Any], text: Mapping[s
         vision_feature_select_strategy="full",
         tie_word_embeddings=True,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = LlavaOnevisionForConditionalGeneration(config).eval()
+
+    def drawn(model: Any) -> None:
         for name, value in model.model.multi_modal_projector.named_parameters():
             torch.nn.init.normal_(value, std=0.3 if "weight" in name else 0.1)
-    model.generation_config.eos_token_id = [ids["<|im_end|>"], ids["<|endoftext|>"]]
-    model.save_pretrained(folder)
+
     tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(folder)
+    save_random(folder, LlavaOnevisionForConditionalGeneration, config, tokenizer, seed, change=drawn)
     side = config.vision_config.image_size
     pixels = {
         "image_mean": [0.5, 0.5, 0.5],

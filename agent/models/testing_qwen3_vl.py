@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from closeup.agent.models.testing import random_tokenizer
+from closeup.agent.models.testing import random_tokenizer, save_random
 
 HALVES = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 PATCHES = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2}
@@ -58,8 +58,6 @@ def write_qwen3_vl_moe(folder: Path, *, seed: int, vision: Mapping[str, Any], te
 def _write(
     folder: Path, config_class: Any, model_class: Any, *, seed: int, vision: Mapping[str, Any], text: Mapping[str, Any]
 ) -> None:
-    import torch
-
     tokenizer = random_tokenizer(words=" seconds" * 4)  # a time is six tokens
     ids = tokenizer.get_vocab()
     named = {
@@ -76,12 +74,7 @@ def _write(
         vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=True,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = model_class(config).eval()
-    model.generation_config.eos_token_id = [ids["<|im_end|>"], ids["<|endoftext|>"]]
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_random(folder, model_class, config, tokenizer, seed)
     image = {
         "image_processor_type": "Qwen2VLImageProcessorFast",
         "processor_class": "Qwen3VLProcessor",
